@@ -1,0 +1,264 @@
+"""The contract of a backend: prepare, then run. Light to import (numpy only).
+
+A backend is a `Backend` row (registry.py) whose opener returns a `Session`. A session answers five
+verbs: `forward`, `generate`, `export_state`, `import_state`, `sync`. Writing one means writing
+`_forward`, the two state verbs and `info`; everything else is inherited.
+
+Letters: B batch, T tokens, V vocabulary, C width, L layers, H heads, N head size.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from backends.errors import BackendError, Unsupported
+
+Ids = npt.NDArray[np.int64]
+Array = npt.NDArray[Any]
+
+DTYPES = ("f64", "f32", "bf16", "f16")
+"""Short names of the number formats, as every option and every record spells them."""
+
+ABILITIES = ("logits-all", "state", "trace", "batch", "generate", "tokenizer")
+"""What a suite may need beyond "logits after the last token", which every backend has."""
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back; an optional second port of a session."""
+
+    name: str
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`; nothing is added in front."""
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """The bytes of `ids`, which may end inside a character."""
+
+
+@dataclass(frozen=True)
+class Want:
+    """What one `forward` shall return.
+
+    Attributes:
+        logits: "none", "last" (after the last token) or "all" (after every token).
+        state: whether to return the state after the last token.
+        trace: names of inner tensors, or patterns like "blocks.*.att.w" (fnmatch).
+        fetch: False computes the logits but leaves them on the device; for timing only.
+    """
+
+    logits: Literal["none", "last", "all"] = "last"
+    state: bool = False
+    trace: tuple[str, ...] = ()
+    fetch: bool = True
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one `forward` returned, as numpy arrays on the CPU.
+
+    Attributes:
+        logits: (B, 1, V) for "last", (B, T, V) for "all", else None. float32, or float64 from a
+            float64 backend.
+        state: the backend's own handle of the state; pass it back to `forward` or `export_state`.
+        trace: name -> (B, T, ...) array.
+    """
+
+    logits: Array | None = None
+    state: Any = None
+    trace: Mapping[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class State:
+    """The recurrent state in the one layout that all backends agree on.
+
+    Attributes:
+        att_shift: (L, B, C), the previous token's normed input of every time mix.
+        wkv: (L, B, H, N value, N key), the WKV state; row = value channel, column = key channel.
+        ffn_shift: (L, B, C), the previous token's normed input of every channel mix.
+        extra: what a version adds beyond these, by name.
+    """
+
+    att_shift: Array
+    wkv: Array
+    ffn_shift: Array
+    extra: Mapping[str, Array] = field(default_factory=dict)
+
+    def parts(self) -> dict[str, Array]:
+        """Every component by name, in a fixed order."""
+        return {"att_shift": self.att_shift, "wkv": self.wkv, "ffn_shift": self.ffn_shift, **self.extra}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all components together."""
+        return sum(part.nbytes for part in self.parts().values())
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Identity and sizes of the opened checkpoint.
+
+    Attributes:
+        name: what the user asked for (`--model`).
+        version: "4", "5.0", "5.1", "5.2", "6", "7", "7a", "7b".
+        evidence: the tensor names and shapes that decided the version, in words.
+        ranks: inner sizes of the low-rank pairs (w, a, v, g).
+        stored: number format of the file.
+        tokenizer: "world", "bytes".
+    """
+
+    name: str
+    version: str
+    evidence: str
+    vocab_size: int
+    n_embd: int
+    n_layer: int
+    n_head: int
+    head_size: int
+    n_ffn: int
+    parameters: int
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    stored: str = ""
+    tokenizer: str = ""
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a session is, for the report's Environment table and for matching a suite's needs.
+
+    Attributes:
+        backend: registry name.
+        packages: name -> version of what computes ("torch": "2.13.0+cpu").
+        device: "cpu", "cuda:0"; `device_name` is the product name where one is known.
+        dtype: number format of weights and activations; `state_dtype` of the WKV state.
+        attention: how the recurrence is evaluated, in words.
+        abilities: subset of ABILITIES.
+        notes: what the reader should know ("no C compiler: runs uncompiled").
+    """
+
+    backend: str
+    model: ModelFacts
+    device: str = "cpu"
+    device_name: str = ""
+    dtype: str = "f32"
+    state_dtype: str = "f32"
+    threads: int = 0
+    attention: str = ""
+    packages: Mapping[str, str] = field(default_factory=dict)
+    abilities: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+
+
+Sampler = Callable[[Array], Ids]
+"""Logits (B, V) of one step -> ids (B,)."""
+
+
+def greedy(logits: Array) -> Ids:
+    """The id of the largest logit of every row; the lowest id among equals."""
+    return np.argmax(logits, axis=-1).astype(np.int64)
+
+
+class Session(ABC):
+    """One opened model on one device in one number format. A context manager."""
+
+    info: Info
+    tokenizer: Tokenizer | None = None
+
+    def forward(self, tokens: npt.ArrayLike, state: Any = None, want: Want | None = None) -> Output:
+        """Feed tokens after `state` and return what `want` names.
+
+        Args:
+            tokens: ids, (T,) or (B, T), T >= 1.
+            state: a handle from an earlier `Output.state` or `import_state`; None is the zero
+                state. Never written to: the same handle may be used again.
+            want: default `Want()`, the logits after the last token.
+
+        Raises:
+            BackendError: ids that are not integers, out of range, or of a wrong shape.
+            Unsupported: `want` asks for an ability that `info.abilities` lacks.
+        """
+        want = want or Want()
+        ids = self._checked(tokens)
+        for ability in self._needed(ids, state, want):
+            if ability not in self.info.abilities:
+                raise Unsupported(f"{self.info.backend} has no ability {ability!r}; it has {sorted(self.info.abilities)}.")
+        return self._forward(ids, state, want)
+
+    def generate(
+        self, tokens: npt.ArrayLike, sampler: Sampler | None = None, max_new_tokens: int = 1, stop: Sequence[int] = ()
+    ) -> Iterator[Ids]:
+        """Continue a prompt, one token a step.
+
+        Args:
+            tokens: the prompt, (T,) or (B, T).
+            sampler: logits (B, V) -> ids (B,); None is greedy.
+            max_new_tokens: how many steps at most.
+            stop: ids that end a row; the run ends before the step in which every row has stopped.
+
+        Yields:
+            int64 (B,), the new ids of the step.
+        """
+        sampler = sampler or greedy
+        ids, state = self._checked(tokens), None
+        stopped = np.zeros(ids.shape[0], dtype=bool)
+        for _ in range(max_new_tokens):
+            out = self.forward(ids, state, Want(logits="last", state=True))
+            assert out.logits is not None
+            new = sampler(out.logits[:, -1])
+            stopped |= np.isin(new, stop)
+            if stopped.all():
+                return
+            yield new
+            ids, state = new[:, None], out.state
+
+    @abstractmethod
+    def _forward(self, tokens: Ids, state: Any, want: Want) -> Output:
+        """`forward` after its checks; tokens are (B, T) int64 in range."""
+
+    @abstractmethod
+    def export_state(self, state: Any) -> State:
+        """A handle as numpy arrays in the agreed layout (a copy)."""
+
+    @abstractmethod
+    def import_state(self, state: State) -> Any:
+        """A handle that continues from `state`; inverse of `export_state`."""
+
+    def sync(self) -> None:  # noqa: B027 - nothing to wait for is the honest default on a CPU
+        """Return when everything asked so far has been computed."""
+
+    def close(self) -> None:  # noqa: B027
+        """Give memory and processes back; may be called twice."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _checked(self, tokens: npt.ArrayLike) -> Ids:
+        """Tokens as int64 (B, T), or an error in words."""
+        ids = np.asarray(tokens)
+        if ids.ndim == 1:
+            ids = ids[None, :]
+        if ids.ndim != 2 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
+            raise BackendError(f"tokens must be integers of shape (B, T) with T >= 1, got {ids.dtype} {ids.shape}.")
+        vocab = self.info.model.vocab_size
+        if ids.min() < 0 or ids.max() >= vocab:
+            raise BackendError(f"token ids must lie in 0..{vocab - 1}, got {ids.min()}..{ids.max()}.")
+        return ids.astype(np.int64)
+
+    @staticmethod
+    def _needed(ids: Ids, state: Any, want: Want) -> Iterator[str]:
+        if want.logits == "all" and ids.shape[1] > 1:
+            yield "logits-all"
+        if want.state or state is not None:
+            yield "state"
+        if want.trace:
+            yield "trace"
+        if ids.shape[0] > 1:
+            yield "batch"

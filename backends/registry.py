@@ -1,0 +1,223 @@
+"""Which backends exist: one table, one entry-point group, near matches on an unknown name.
+
+A subject is written `NAME`, `NAME:ARGUMENT`, and either with `@OPTION,...` behind it, where an option
+is a number format or a device: `torch-compile@bf16`, `torch-compile@cuda,bf16`, `honest:7@bf16`.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+from backends.base import DTYPES, Session
+from backends.errors import BackendError, UsageError, unknown
+
+if TYPE_CHECKING:
+    from backends.weights import Weights
+
+GROUP = "rwkv_harness.backends"
+"""Entry-point group in which other packages offer their own `Backend` rows."""
+
+Opener = Callable[..., Session]
+
+
+def _cuda_missing() -> str:
+    """Why CUDA cannot be used, without importing torch unless a driver is there; "" when it can."""
+    import ctypes
+
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "no NVIDIA driver on this machine (libcuda.so.1 not found)"
+    import torch
+
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build without CUDA"
+    return "" if torch.cuda.is_available() else "torch finds no usable CUDA device"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One row of the table.
+
+    Attributes:
+        name: what `--backend` takes.
+        summary: one line for the list.
+        opener: "module:function", or the function itself; called as
+            `opener(weights, device=..., dtype=..., threads=..., argument=...)`.
+        requires: importable modules it needs, checked without importing them.
+        devices, dtypes: what it serves, its default first.
+        versions: RWKV versions it serves; empty is all.
+        argument: what stands behind "NAME:", in words; empty if it takes none.
+        probe: further reason why it is not available; "" if it is.
+    """
+
+    name: str
+    summary: str
+    opener: str | Opener
+    requires: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ("cpu",)
+    dtypes: tuple[str, ...] = ("f32",)
+    versions: tuple[str, ...] = ()
+    argument: str = ""
+    probe: Callable[[], str] = lambda: ""
+
+    def available(self) -> str:
+        """Empty when the backend can run here, else the reason in words. Imports nothing heavy."""
+        for module in self.requires:
+            if importlib.util.find_spec(module) is None:
+                return f"the Python package {module!r} is not installed"
+        return self.probe()
+
+    def load(self) -> Opener:
+        """The opener itself, imported now."""
+        if not isinstance(self.opener, str):
+            return self.opener
+        module, _, attribute = self.opener.partition(":")
+        found: Opener = getattr(importlib.import_module(module), attribute)
+        return found
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A subject as written, taken apart.
+
+    Attributes:
+        backend: registry name.
+        argument: what stood behind "NAME:".
+        device, dtype: as written behind "@", else the backend's defaults.
+    """
+
+    backend: str
+    argument: str
+    device: str
+    dtype: str
+
+    @property
+    def id(self) -> str:
+        """The shortest text that says the same; unique among the subjects of a run."""
+        name = f"{self.backend}:{self.argument}" if self.argument else self.backend
+        row = find(self.backend)
+        extra = [v for v, default in ((self.device, row.devices[0]), (self.dtype, row.dtypes[0])) if v != default]
+        return name + ("@" + ",".join(extra) if extra else "")
+
+
+_TABLE = (
+    Backend(
+        "reference-f64",
+        "RWKV as named equations in float64: the truth that everything is compared with",
+        "backends.reference.session:open_reference",
+        requires=("torch",),
+        dtypes=("f64",),
+        versions=("7",),
+    ),
+    Backend(
+        "torch-cpu-f32",
+        "the same equations in float32, sequential, pure PyTorch",
+        "backends.torch_cpu:open_torch_cpu",
+        requires=("torch",),
+        versions=("7",),
+    ),
+    Backend(
+        "torch-cuda-bf16",
+        "PyTorch on CUDA: bf16 weights and activations, float32 state",
+        "backends.torch_cuda:open_torch_cuda",
+        requires=("torch",),
+        devices=("cuda",),
+        dtypes=("bf16", "f32", "f16"),
+        versions=("7",),
+        probe=_cuda_missing,
+    ),
+    Backend(
+        "torch-compile",
+        "written apart: whole-prompt token shift, chunked WKV, compiled step; CPU and CUDA",
+        "backends.torch_compiled:open_torch_compiled",
+        requires=("torch",),
+        devices=("cpu", "cuda"),
+        dtypes=("f32", "bf16", "f16"),
+        versions=("7",),
+    ),
+    Backend(
+        "honest",
+        "the equations with every named tensor randomly rounded: what honest arithmetic may do",
+        "backends.reference.session:open_honest",
+        requires=("torch",),
+        dtypes=("bf16", "f32", "f16"),
+        versions=("7",),
+        argument="seed, an integer",
+    ),
+)
+
+
+@cache
+def table() -> dict[str, Backend]:
+    """Every backend by name: ours, then what other packages offer in the entry-point group."""
+    rows = {row.name: row for row in _TABLE}
+    for point in entry_points(group=GROUP):
+        row = point.load()
+        if not isinstance(row, Backend):
+            raise BackendError(f"entry point {point.name!r} ({point.value}) is no backends.registry.Backend.")
+        rows.setdefault(row.name, row)
+    return rows
+
+
+def find(name: str) -> Backend:
+    """The row of that name, or a UsageError with near matches."""
+    rows = table()
+    if name not in rows:
+        raise unknown("backend", name, rows)
+    return rows[name]
+
+
+def parse(text: str, device: str = "", dtype: str = "") -> Spec:
+    """Take a written subject apart.
+
+    Args:
+        text: `NAME[:ARGUMENT][@OPTION,...]`.
+        device, dtype: for what the text leaves open; empty takes the backend's own default. They
+            are left aside where the backend does not serve them.
+
+    Raises:
+        UsageError: unknown backend, or a device or number format that it does not serve.
+    """
+    head, _, tail = text.rpartition("@")
+    options = tail.split(",")
+    if not head or not all(_is_option(option) for option in options):
+        head, options = text, []
+    name, _, argument = head.partition(":")
+    row = find(name)
+    written = {("dtype" if option in DTYPES else "device"): option for option in options}
+    for kind, value, served in (("dtype", written.get("dtype"), row.dtypes), ("device", written.get("device"), row.devices)):
+        if value is not None and value.partition(":")[0] not in served:
+            raise UsageError(f"backend {name} serves {kind} {', '.join(served)}, not {value}.")
+    if argument and not row.argument:
+        raise UsageError(f"backend {name} takes no argument, got {argument!r}.")
+    chosen_device = written.get("device") or (device if device.partition(":")[0] in row.devices else row.devices[0])
+    chosen_dtype = written.get("dtype") or (dtype if dtype in row.dtypes else row.dtypes[0])
+    return Spec(name, argument, chosen_device, chosen_dtype)
+
+
+def open_session(spec: Spec, weights: "Weights", threads: int = 0) -> Session:
+    """Open a backend on a checkpoint.
+
+    Raises:
+        BackendError: it is not available here, does not serve this RWKV version, or broke.
+    """
+    row = find(spec.backend)
+    reason = row.available()
+    if reason:
+        raise BackendError(f"backend {row.name} is not available: {reason}.")
+    version = weights.facts.version
+    if row.versions and version not in row.versions:
+        raise BackendError(f"backend {row.name} serves RWKV {', '.join(row.versions)}, not {version}.")
+    options: dict[str, Any] = {"device": spec.device, "dtype": spec.dtype, "threads": threads}
+    if row.argument:
+        options["argument"] = spec.argument
+    return row.load()(weights, **options)
+
+
+def _is_option(text: str) -> bool:
+    return text in DTYPES or text.partition(":")[0] in ("cpu", "cuda", "mps")
