@@ -7,6 +7,7 @@ are written as the strings "nan", "inf" and "-inf"; a missing number is null.
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
@@ -165,7 +166,8 @@ class Record:
                 lines.append(f' "{key}": [\n  {rows}\n ]')
             else:
                 lines.append(f' "{key}": {json.dumps(value, ensure_ascii=False, allow_nan=False)}')
-        return "{\n" + ",\n".join(lines) + "\n}\n"
+        text = "{\n" + ",\n".join(lines) + "\n}\n"
+        return re.sub("[\ud800-\udfff]", lambda lone: f"\\u{ord(lone[0]):04x}", text)  # UTF-8 cannot hold these
 
     @classmethod
     def from_json(cls, text: str) -> "Record":
@@ -178,16 +180,25 @@ class Record:
             data = json.loads(text)
         except ValueError as error:
             raise RecordError(f"not JSON: {error}") from None
+        return cls.from_data(data)
+
+    @classmethod
+    def from_data(cls, data: Any) -> "Record":
+        """A record from the plain data of its JSON.
+
+        Raises:
+            RecordError: not a record, or of an unknown format.
+        """
         if not isinstance(data, dict) or "format" not in data or "measurements" not in data:
             raise RecordError("JSON, but no record: the keys 'format' and 'measurements' are missing")
         if data["format"] != FORMAT:
             raise RecordError(f"format {data['format']}, but this program reads format {FORMAT}")
         try:
-            rows = {key: tuple(_row(kind, row) for row in data[key]) for key, kind in _LISTS.items()}
-            rest = {f.name: data[f.name] for f in fields(cls) if f.name in data and f.name not in rows}
-            rest |= {key: tuple(rest[key]) for key in ("suites", "notes") if key in rest}
-            return cls(**rest, **rows)
-        except (KeyError, TypeError, ValueError) as error:
+            values: dict[str, Any] = {f.name: data[f.name] for f in fields(cls) if f.name in data}
+            values |= {key: tuple(_row(kind, row) for row in data[key]) for key, kind in _LISTS.items()}
+            values |= {key: tuple(values[key]) for key in ("suites", "notes") if key in values}
+            return cls(**values)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise RecordError(f"a damaged record: {error!r}") from None
 
 
@@ -212,7 +223,7 @@ def _plain(value: Any) -> Any:
 
 def _row(kind: type[Any], row: Mapping[str, Any]) -> Any:
     """One line of a list back as its dataclass."""
-    values = {key: _number(item) if key in ("value", "bound") else item for key, item in row.items()}
+    values: dict[str, Any] = {key: _number(item) if key in ("value", "bound") else item for key, item in row.items()}
     if kind is Verdict:
         values["outcome"] = Outcome(values["outcome"])
     return kind(**values)

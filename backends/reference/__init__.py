@@ -1,0 +1,1 @@
+"""The mathematics as named equations, and what is built on them: truth, traces, honest rounding."""

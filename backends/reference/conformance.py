@@ -1,0 +1,95 @@
+"""The designed checkpoint: a small RWKV-7 in which every mechanism matters.
+
+A trained checkpoint shows how a model is used and hides mistakes: its low-rank terms are small, its
+norms never meet their epsilons, one head hides what happens between heads. This one is made so that
+each mechanism moves the logits far above the rounding floor. All values are exact in bfloat16, so that
+a file in any number format holds the same model.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+V, C, L, N = 256, 128, 3, 64  # bytes as tokens; N = 64 because many ports fix the head size
+H, F = C // N, 4 * C
+RANKS = {"w": 16, "a": 12, "v": 8, "g": 24}  # all different: a swapped pair has the wrong shape
+MIXES = ("r", "w", "k", "v", "a", "g")
+
+FAINT = 0.003  # of ln0's weights: the stream enters layer 0 with a variance near the LayerNorm epsilon
+WHISPER = 0.01  # of one head's value rows: its output variance is near the group-norm epsilon
+
+
+def tensors(seed: int = 0) -> dict[str, Tensor]:
+    """The checkpoint under official names and in official file shapes.
+
+    Args:
+        seed: of the random draws; 0 is the published one.
+
+    Returns:
+        Official name -> float32 tensor whose values are exact in bfloat16.
+    """
+    draw = _Draw(seed)
+    made = {"emb.weight": draw.normal(V, C), "head.weight": draw.normal(V, C) / math.sqrt(C)}
+    made |= draw.norm("blocks.0.ln0", scale=FAINT) | draw.norm("ln_out")
+    for layer in range(L):
+        made |= _block(draw, layer)
+    return {name: tensor.bfloat16().float() for name, tensor in made.items()}
+
+
+class _Draw:
+    """Seeded draws; always in the same order, so that a seed names one checkpoint."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.generator)
+
+    def uniform(self, *shape: int) -> Tensor:
+        return torch.rand(*shape, generator=self.generator)
+
+    def norm(self, name: str, scale: float = 1.0) -> dict[str, Tensor]:
+        weight, bias = 1 + 0.1 * self.normal(C), 0.1 * self.normal(C)
+        return {f"{name}.weight": scale * weight, f"{name}.bias": scale * bias}
+
+    def pair(self, name: str, rank: int) -> dict[str, Tensor]:
+        """A low-rank pair whose product is of order 1 and whose middle reaches the bend of tanh and sigmoid."""
+        return {
+            f"{name}1": 1.5 * self.normal(C, rank) / math.sqrt(C),
+            f"{name}2": self.normal(rank, C) / math.sqrt(rank),
+        }
+
+    def linear(self, rows: int, columns: int) -> Tensor:
+        return self.normal(rows, columns) / math.sqrt(columns)
+
+
+def _block(draw: _Draw, layer: int) -> dict[str, Tensor]:
+    block = f"blocks.{layer}."
+    made = draw.norm(block + "ln1") | draw.norm(block + "ln2") | draw.norm(block + "att.ln_x")
+    made |= {f"{block}att.x_{mix}": draw.uniform(1, 1, C) for mix in MIXES}
+    for name, rank in RANKS.items():
+        if layer or name != "v":  # layer 0 has no value residual
+            made |= draw.pair(f"{block}att.{name}", rank)
+    made |= _biases(draw, block, layer)
+    made[block + "att.k_k"] = 0.8 + 0.2 * draw.normal(1, 1, C)
+    made[block + "att.k_a"] = 1 + 0.1 * draw.normal(1, 1, C)
+    made[block + "att.r_k"] = 0.3 * draw.normal(H, N) / math.sqrt(N) * 4
+    for name in ("receptance", "key", "value", "output"):
+        made[f"{block}att.{name}.weight"] = draw.linear(C, C)
+    made[block + "ffn.x_k"] = draw.uniform(1, 1, C)
+    made[block + "ffn.key.weight"] = draw.linear(F, C)
+    made[block + "ffn.value.weight"] = draw.linear(C, F)
+    if layer == 1:  # one head speaks so softly that the group norm's epsilon shapes its output
+        made[block + "att.value.weight"][N:] *= WHISPER
+        made[block + "att.v0"][..., N:] = -6.0
+    return made
+
+
+def _biases(draw: _Draw, block: str, layer: int) -> dict[str, Tensor]:
+    """w0 from slow to fast decays in every head; a0 and v0 across the sigmoid."""
+    ladder = torch.linspace(-7.0, 4.0, N)[torch.randperm(N, generator=draw.generator)].repeat(H)
+    made = {block + "att.w0": ladder.view(1, 1, C), block + "att.a0": 1.5 * draw.normal(1, 1, C)}
+    if layer:
+        made[block + "att.v0"] = 1.5 * draw.normal(1, 1, C)
+    return made

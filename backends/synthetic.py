@@ -1,0 +1,127 @@
+"""Random checkpoints in the official sizes, for speed: nothing is downloaded and nothing is stored.
+
+A tensor is drawn when it is read, on the device it is read to, from (seed, name) alone. The draws come
+from an integer hash of the element's index, so every device makes bit-identical values in any order.
+The values are what RWKV-7 needs to have activations of order 1 at any depth: dense asymmetric
+projections, low-rank pairs with outputs of order 1, and mixes that all differ.
+"""
+
+import hashlib
+import math
+import re
+from dataclasses import dataclass
+
+import torch
+
+from backends import layouts
+from backends.errors import InputError
+from backends.readers import Source
+from backends.weights import Tensor
+
+VOCAB, HEAD_SIZE = 65536, 64
+
+
+@dataclass(frozen=True)
+class Size:
+    """One official size: layers, width, ranks of the pairs w, a, v, g."""
+
+    L: int
+    C: int
+    ranks: tuple[int, int, int, int]
+    note: str = ""
+
+
+SIZES = {
+    "rwkv7-0.1b": Size(12, 768, (64, 64, 32, 128)),
+    "rwkv7-0.4b": Size(24, 1024, (64, 64, 32, 128)),
+    "rwkv7-1.5b": Size(24, 2048, (96, 96, 64, 256)),
+    "rwkv7-2.9b": Size(32, 2560, (96, 96, 64, 320)),
+    "rwkv7-7.2b": Size(32, 4096, (128, 128, 96, 480)),
+    "rwkv7-13.3b": Size(61, 4096, (128, 128, 96, 480), "ranks as in 7.2b, since those of 13.3b are unpublished"),
+}
+"""Shapes of the released models; C = 64 H, F = 4 C, World vocabulary."""
+
+
+def source(size: str, seed: int = 0) -> Source:
+    """An RWKV-7 of an official size with random weights, stored as bf16.
+
+    Args:
+        size: a key of `SIZES`.
+        seed: any integer of 64 bits or fewer.
+
+    Raises:
+        InputError: an unknown size.
+    """
+    if size not in SIZES:
+        raise InputError(f"there is no synthetic model {size!r}; there are {', '.join(SIZES)}.")
+    return of_sizes(SIZES[size], seed)
+
+
+def of_sizes(size: Size, seed: int = 0, vocab: int = VOCAB, head_size: int = HEAD_SIZE) -> Source:
+    """The same for any size."""
+    letters = {"V": vocab, "C": size.C, "F": 4 * size.C, "H": size.C // head_size, "N": head_size}
+    letters |= dict(zip(("Rw", "Ra", "Rv", "Rg"), size.ranks, strict=True)) | {"Rv0": size.ranks[2]}
+    shapes = {name: layouts.resolve(text, letters) for name, text, _ in layouts.shapes("7", size.L)}
+    return Source({name: _unread(seed, name, shape) for name, shape in shapes.items()})
+
+
+def _unread(seed: int, name: str, shape: tuple[int, ...]) -> Tensor:
+    return Tensor(shape, "bf16", lambda device: draw(seed, name, shape, device))
+
+
+# Name of a tensor -> centre and half width of its uniform draw, where these are no matter of fan-in.
+# w0, a0, v0 reach the bend of the sigmoid on both sides; k_k, k_a, r_k and the norms vary enough for
+# every element to matter.
+_SPREADS = (
+    (r".*ln\w*\.weight", 1.0, 0.17),
+    (r".*ln\w*\.bias", 0.0, 0.17),
+    (r".*\.x_[rwkvag]", 0.5, 0.5),
+    (r".*\.[wav]0", 0.0, 2.6),
+    (r".*\.k_k", 0.8, 0.35),
+    (r".*\.k_a", 1.0, 0.17),
+    (r".*\.r_k", 0.0, 0.17),
+    (r"emb\.weight", 0.0, 0.87),
+)
+
+
+def _spread(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
+    """Centre and half width; a matrix keeps the variance of its input (fan-in)."""
+    for pattern, centre, width in _SPREADS:
+        if re.fullmatch(pattern, name):
+            return centre, width
+    pair = re.fullmatch(r".*\.[wavg][12]", name)  # stored (in, out), unlike projections
+    return 0.0, math.sqrt(3 / shape[0 if pair else -1])
+
+
+_BLOCK = {"cpu": 1 << 16, "cuda": 1 << 24}
+"""Elements hashed at a time: what stays in a core's cache, what fills a GPU."""
+
+
+def draw(seed: int, name: str, shape: tuple[int, ...], device: str = "cpu") -> torch.Tensor:
+    """The tensor of that name: uniform, rounded to bf16, the same on every device."""
+    digest = hashlib.blake2s(f"{seed}/{name}".encode()).digest()
+    stride, start = _signed(digest[:4]) | 1, _signed(digest[4:8])
+    centre, width = _spread(name, shape)
+    flat = torch.empty(math.prod(shape), dtype=torch.bfloat16, device=device)
+    block = _BLOCK.get(flat.device.type, 1 << 20)
+    for begin in range(0, flat.numel(), block):
+        part = flat[begin : begin + block]
+        index = torch.arange(begin, begin + part.numel(), dtype=torch.int32, device=device)
+        unit = _mix(index.mul_(stride).add_(start)).to(torch.float32).mul_(2.0**-31)
+        part.copy_(unit.mul_(width).add_(centre))
+    return flat.reshape(shape)
+
+
+def _signed(data: bytes) -> int:
+    return int.from_bytes(data, "little", signed=True)
+
+
+def _mix(x: torch.Tensor) -> torch.Tensor:
+    """A bijection of 32-bit integers without visible structure; x is overwritten.
+
+    Multipliers and shifts are those of the public-domain "lowbias32" of the hash-prospector project.
+    Integer products wrap; shifts are arithmetic, so the sign that they draw in is masked away.
+    """
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - (1 << 32))):
+        x.bitwise_xor_((x >> shift).bitwise_and_((1 << (32 - shift)) - 1)).mul_(factor)
+    return x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF))

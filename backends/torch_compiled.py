@@ -1,0 +1,133 @@
+"""Backend `torch-compile`: RWKV-7 over the whole prompt at once, on a CPU or on CUDA.
+
+Written from the papers' formulas, apart from the reference: token shift and projections see every token of the prompt
+together, the recurrence runs in chunks of matrix products (`compiled.wkv`), and a single token goes through a
+compiled step (`compiled.inductor`), which CUDA replays as one graph (`compiled.graph`).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from backends.base import Ids, Info, Output, Sampler, Session, State, Want, greedy
+from backends.compiled.graph import GreedySteps
+from backends.compiled.host import checked_device, device_name
+from backends.compiled.inductor import Stepper
+from backends.compiled.net import Net, load
+from backends.compiled.state import NetState, check_rows, exported, imported, zero_state
+from backends.compiled.wkv import CHUNK
+from backends.errors import BackendError
+from backends.weights import DTYPES, Weights
+
+_DTYPES = ("f32", "bf16", "f16")
+_ABILITIES = frozenset({"logits-all", "state", "batch", "generate"})
+
+
+def open_torch_compiled(weights: Weights, *, device: str, dtype: str, threads: int) -> Session:
+    """Open an RWKV-7 checkpoint.
+
+    Args:
+        weights: the checkpoint; read now, not needed afterwards.
+        device: "cpu", "cuda" or "cuda:N".
+        dtype: "f32", "bf16" or "f16", of weights and activations; the state is float32.
+        threads: CPU threads; 0 leaves torch's own choice.
+
+    Raises:
+        BackendError: the device cannot be used, or the number format is not served.
+        InputError: the checkpoint lacks a tensor.
+    """
+    if dtype not in _DTYPES:
+        raise BackendError(f"torch-compile serves dtype {', '.join(_DTYPES)}, not {dtype!r}.")
+    where = checked_device(device)
+    if threads > 0:
+        torch.set_num_threads(threads)
+    return _Compiled(weights, where, dtype)
+
+
+class _Compiled(Session):
+    """The state handle is a tuple of `LayerState`; nothing writes to one that was handed out."""
+
+    def __init__(self, weights: Weights, device: torch.device, dtype: str) -> None:
+        from backends.tokenizer import for_model
+
+        self._net: Net | None = load(weights, dtype, str(device))
+        self._device = device
+        self._stepper = Stepper(self._net, device)
+        self.tokenizer = for_model(weights.facts)
+        self.info = Info(
+            backend="torch-compile",
+            model=weights.facts,
+            device=str(device),
+            device_name=device_name(device),
+            dtype=dtype,
+            state_dtype="f32",
+            threads=torch.get_num_threads(),
+            attention=f"chunked WKV-7 (chunk {CHUNK})",
+            packages={"torch": torch.__version__},
+            abilities=_ABILITIES | ({"tokenizer"} if self.tokenizer else set()),
+            notes=(self._stepper.note,),
+        )
+
+    @torch.no_grad()
+    def _forward(self, tokens: Ids, state: NetState | None, want: Want) -> Output:
+        logits, after = self._run(torch.from_numpy(tokens).to(self._device), state, want.logits)
+        fetched = logits.float().cpu().numpy() if logits is not None and want.fetch else None
+        return Output(logits=fetched, state=after if want.state else None)
+
+    def _run(self, ids: Tensor, state: NetState | None, logits: str) -> tuple[Tensor | None, NetState]:
+        if self._net is None:
+            raise BackendError("this torch-compile session is closed; open the checkpoint again.")
+        state = state or zero_state(self.info.model, len(ids), self._net.dtype, self._device)
+        check_rows(state, len(ids))
+        net = self._stepper.net_for(ids, state)
+        if self._stepper.note not in self.info.notes:
+            self.info = replace(self.info, notes=(self._stepper.note,))
+        return net.run(ids, state, logits)
+
+    def generate(
+        self, tokens: npt.ArrayLike, sampler: Sampler | None = None, max_new_tokens: int = 1, stop: Sequence[int] = ()
+    ) -> Iterator[Ids]:
+        """As the base class; greedy sampling stays on the device."""
+        if sampler not in (None, greedy):
+            yield from super().generate(tokens, sampler, max_new_tokens, stop)
+            return
+        ids = self._checked(tokens)
+        stopped = np.zeros(len(ids), dtype=bool)
+        for _, new in zip(range(max_new_tokens), self._greedy(ids), strict=False):
+            stopped |= np.isin(new, stop)
+            if stopped.all():
+                return
+            yield new
+
+    def _greedy(self, tokens: Ids) -> Iterator[Ids]:
+        with torch.no_grad():
+            logits, state = self._run(torch.from_numpy(tokens).to(self._device), None, "last")
+            assert logits is not None
+            ids = logits[:, -1].argmax(dim=-1, keepdim=True)
+        yield ids[:, 0].cpu().numpy()
+        with torch.no_grad():
+            steps = GreedySteps(self._stepper.net_for(ids, state), ids, state)
+        while True:
+            steps.advance()
+            yield steps.ids[:, 0].cpu().numpy().copy()
+
+    def export_state(self, state: NetState) -> State:
+        """Copies as float32, stacked over layers."""
+        return exported(state)
+
+    def import_state(self, state: State) -> NetState:
+        """Inverse of `export_state`; shapes are checked first."""
+        return imported(state, self.info.model, DTYPES[self.info.dtype], self._device)
+
+    def sync(self) -> None:
+        """Wait for the GPU; a CPU has finished when a call returns."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def close(self) -> None:
+        """Let go of the weights."""
+        self._net = None

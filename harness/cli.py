@@ -1,0 +1,285 @@
+"""Commands: each a function from its options to an exit code. Every failure is one line and a code."""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backends.errors import HarnessError, InputError, UsageError
+from harness.options import FORMATS, listed, parser
+
+if TYPE_CHECKING:
+    from harness.job import Job
+    from reports.record import Record
+
+RECORDS = "records"
+"""Folder inside --out that keeps one file a run."""
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run one command line; returns the exit code and never a traceback."""
+    from reports.record import RecordError
+
+    try:
+        options = parser().parse_args(arguments)
+        if options.command is None:
+            parser().print_help()
+            return 2
+        options.typed = shlex.join(["python", "-m", "harness", *arguments])
+        return COMMANDS[options.command](options)
+    except HarnessError as error:
+        return _complain(str(error), error.exit_code)
+    except RecordError as error:
+        return _complain(str(error), InputError.exit_code)
+    except KeyboardInterrupt:
+        return _complain("interrupted; what was measured is kept: `--resume` goes on with it", 130)
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read the output has seen enough
+        return 0
+    except Exception as error:  # the last net: a bug of ours is still one line and a code
+        return _complain(f"the harness broke: {type(error).__name__}: {' '.join(str(error).split())}", 4)
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"error: {message}" if code != 130 else message, file=sys.stderr)
+    return code
+
+
+def validate(options: argparse.Namespace) -> int:
+    """Run, judge, write record and documents, print the table."""
+    record = _measure(options)
+    paths = _write(record, options)
+    _print(record, options, paths)
+    return record.exit_code()
+
+
+def report(options: argparse.Namespace) -> int:
+    """Draw a record; without one the latest, without that a new run."""
+    from reports import store
+
+    if options.record:
+        record = store.load(Path(options.record))
+    else:
+        latest = store.latest(Path(options.out) / RECORDS, status="complete")
+        if latest is None:
+            options.profile = options.profile or "strict"
+            return validate(options)
+        record = latest
+    if options.profile:
+        from harness.judge import again, load
+
+        record = again(record, load(options.profile))
+    paths = _write(record, options)
+    _print(record, options, paths)
+    return 0
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Compare two saved things."""
+    from harness.compare import compare as compare_saved
+    from harness.compare import table
+
+    record = compare_saved(Path(options.a), Path(options.b))
+    paths = _write(record, options) if options.out else []
+    if options.json:
+        print(record.to_json(), end="")
+    else:
+        print(table(record))
+        _print_paths(paths)
+    if record.exit_code() == 5:
+        print("nothing was judged: the two have no number in common", file=sys.stderr)
+    return record.exit_code()
+
+
+def backends(options: argparse.Namespace) -> int:
+    """List the backends."""
+    from backends.registry import table
+
+    rows = [
+        {
+            "name": row.name + (f":{row.argument.split(',')[0].upper()}" if row.argument else ""),
+            "available": row.available() or "yes",
+            "devices": list(row.devices),
+            "dtypes": list(row.dtypes),
+            "versions": list(row.versions),
+            "summary": row.summary,
+        }
+        for row in table().values()
+    ]
+    if options.json:
+        print(json.dumps(rows, indent=1))
+        return 0
+    for row in rows:
+        print(f"{row['name']:<18} {'/'.join(row['devices'])}  {'/'.join(row['dtypes'])}  {row['summary']}")
+        if row["available"] != "yes":
+            print(f"{'':<18} not available: {row['available']}")
+    return 0
+
+
+def models(options: argparse.Namespace) -> int:
+    """List what --model takes."""
+    from backends.checkpoint import known
+
+    rows = known()
+    if options.json:
+        print(json.dumps([{"name": name, "what": what} for name, what in rows.items()], indent=1))
+        return 0
+    width = max(map(len, rows))
+    for name, what in rows.items():
+        print(f"{name:<{width}}  {what}")
+    return 0
+
+
+def suites(options: argparse.Namespace) -> int:
+    """List suites, cases and criteria."""
+    from harness import judge, suite
+
+    profile = judge.load(options.profile)
+    facts = [suite.load(name).facts() for name in suite.names()]
+    if options.json:
+        print(json.dumps({"suites": facts, "profile": profile.facts()}, indent=1, ensure_ascii=False))
+        return 0
+    for row in facts:
+        print(f"{row['name']} (version {row['version']}): {row['question']}")
+        print(f"  cases: {', '.join(case['name'] for case in row['cases'])}")
+        for criterion in (c for c in profile.criteria if c.suite == row["name"]):
+            when = "".join(f" [{key} {'/'.join(values)}]" for key, values in criterion.when.items())
+            print(f"  {criterion.measure} {criterion.words()}{when}: {criterion.why}")
+    print(f"profiles: {', '.join(judge.profiles())}; shown: {profile.name}. {profile.summary}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "validate": validate,
+    "report": report,
+    "bench": validate,
+    "compare": compare,
+    "backends": backends,
+    "models": models,
+    "suites": suites,
+}
+
+
+def _job(options: argparse.Namespace) -> "Job":
+    from harness import judge
+    from harness.job import make_job
+
+    judge.load(options.profile)
+    listed(options.format, "format", FORMATS)
+    return make_job(
+        options.model,
+        tuple(options.backend),
+        listed(options.suite, "suite"),
+        options.device,
+        options.dtype,
+        reference=options.reference,
+        profile=options.profile,
+        threads=options.threads,
+        seed=options.seed,
+        honest_runs=options.honest_runs,
+    )
+
+
+def _measure(options: argparse.Namespace) -> "Record":
+    """Run the job that was typed, with progress on a terminal, keeping the record as it grows."""
+    from harness.job import unavailable
+    from harness.run import job_key, run
+    from reports import store
+
+    job = _job(options)
+    for name, reason in unavailable(job).items():
+        raise UsageError(f"{name} cannot run here: {reason}. `python -m harness backends` lists what can.")
+    folder = Path(options.out) / RECORDS
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {options.out} cannot be written: {error.strerror}.") from None
+    earlier = None
+    if options.resume:
+        earlier = store.latest(folder, job_key=job_key(job))
+        if earlier is None or earlier.status == "complete":
+            print("nothing to resume: no unfinished run of this job and this version; starting anew", file=sys.stderr)
+            earlier = None
+    with _Progress() as progress:
+        return run(job, progress.tell, lambda record: _keep(record, folder), earlier, options.typed)
+
+
+def _keep(record: "Record", folder: Path) -> None:
+    from reports import store
+
+    store.save(record, folder)
+
+
+class _Progress:
+    """One line that is rewritten on a terminal; silence in a pipe."""
+
+    def __init__(self) -> None:
+        self.live = sys.stderr.isatty()
+
+    def tell(self, line: str) -> None:
+        if self.live:
+            from harness.options import columns
+
+            print(f"\r\x1b[2K{line[: columns() - 1]}", end="", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+
+
+def _write(record: "Record", options: argparse.Namespace) -> list[Path]:
+    """Documents into --out, and the summary where a CI job asks for one."""
+    import os
+
+    from reports import output
+
+    chosen = listed(options.format, "format", FORMATS) or FORMATS
+    paths = output.write(record, Path(options.out), chosen)
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    if summary:
+        with Path(summary).open("a", encoding="utf-8") as file:
+            file.write(output.summary(record) + "\n")
+    return paths
+
+
+def _print(record: "Record", options: argparse.Namespace, paths: list[Path]) -> None:
+    if options.json:
+        print(json.dumps(_digest(record, paths), indent=1, ensure_ascii=False))
+        return
+    from harness.table import failures, matrix, verdict_line
+
+    print(matrix(record))
+    for line in failures(record):
+        print(line)
+    _print_paths(paths)
+    print(verdict_line(record))
+
+
+def _digest(record: "Record", paths: list[Path]) -> dict[str, Any]:
+    """What `--json` prints: the verdict, and where the rest is."""
+    bad = [asdict(v) for v in record.verdicts if v.outcome.value in ("fail", "error")]
+    return {
+        "exit_code": record.exit_code(),
+        "counts": record.counts(),
+        "model": record.model.get("name"),
+        "profile": record.profile.get("name"),
+        "subjects": [{"id": s.id, "role": s.role, "error": s.error} for s in record.subjects],
+        "failures": json.loads(
+            json.dumps(bad).replace("NaN", '"nan"').replace("-Infinity", '"-inf"').replace("Infinity", '"inf"')
+        ),
+        "record": f"{RECORDS}/{record.id}.json",
+        "files": [str(path) for path in paths],
+    }
+
+
+def _print_paths(paths: list[Path]) -> None:
+    for path in paths:
+        if path.suffix in (".html", ".md") and path.name != "summary.md":
+            print(f"wrote {path}")

@@ -1,0 +1,252 @@
+"""Reads what other programs saved: logits, probabilities, states. numpy and safetensors only, never torch, never pickle.
+
+Readable:
+    rwkv7_reference.json      candle-mi: the top ten of one prompt, and greedy tokens
+    *_final_logits.json       candle_rwkv7: logits, probs, tokens
+    *_final_logits.bin        candle_rwkv7: float32, little-endian; *_final_probs.bin beside it is read too
+    *.npy                     logits (V,) or (T, V)
+    *.safetensors             `logits`, and if there: `probs`, `tokens`, `state.*`
+    a folder                  with exactly one of these
+    a record                  of this program
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from backends.errors import InputError
+from reports.record import Record, RecordError
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Dump:
+    """Outputs of one program on one prompt.
+
+    Attributes:
+        format: what kind of file it was, in words.
+        logits: (T, V) or (V,); None where only some are known.
+        probs: recorded probabilities, like `logits`.
+        top: token id -> logit of the leading tokens after the prompt, best first, where `logits` is None.
+        top_probs: token id -> recorded probability, likewise.
+        pieces: token id -> text.
+        tokens: the prompt; empty if not recorded.
+        generated: greedy continuation; empty if not recorded.
+        state: recurrent state by component.
+        model: the model's name, if recorded.
+        prompt: the prompt's text, if recorded.
+        ignored: names that were there and nothing reads.
+    """
+
+    format: str
+    logits: Array | None = None
+    probs: Array | None = None
+    top: Mapping[int, float] = field(default_factory=dict)
+    top_probs: Mapping[int, float] = field(default_factory=dict)
+    pieces: Mapping[int, str] = field(default_factory=dict)
+    tokens: tuple[int, ...] = ()
+    generated: tuple[int, ...] = ()
+    state: Mapping[str, Array] = field(default_factory=dict)
+    model: str = ""
+    prompt: str = ""
+    ignored: tuple[str, ...] = ()
+
+
+def read(path: Path) -> Dump | Record:
+    """Read a saved thing, whatever it is.
+
+    Raises:
+        InputError: missing, unreadable, or nothing that is known here.
+    """
+    if path.is_dir():
+        return _folder(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file or folder.")
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise InputError(f"{path}: cannot read {path.suffix or 'a file without extension'}; {_KNOWN}")
+    try:
+        return reader(path)
+    except InputError:
+        raise
+    except RecordError as error:
+        raise InputError(f"{path}: {error}.") from None
+    except Exception as error:  # a foreign file fails in as many ways as there are readers
+        raise InputError(
+            f"{path}: damaged or not what its name says ({type(error).__name__}: {_line(error)})."
+        ) from None
+
+
+def _folder(path: Path) -> Dump | Record:
+    """The one readable thing in a folder; the parts of one candle_rwkv7 dump count as one."""
+    found = sorted(p for p in path.iterdir() if p.suffix.lower() in READERS and not p.name.endswith("_final_probs.bin"))
+    twins = {p.with_suffix(".json") for p in found if p.name.endswith("_final_logits.bin")}
+    choice = [p for p in found if p not in twins]
+    if len(choice) != 1:
+        names = ", ".join(p.name for p in choice[:8]) + (", ..." if len(choice) > 8 else "")
+        problem = f"several things to compare ({names}); name one" if choice else f"nothing to compare; {_KNOWN}"
+        raise InputError(f"{path}: the folder holds {problem}{'.' if choice else ''}")
+    return read(choice[0])
+
+
+def _json(path: Path) -> Dump | Record:
+    text = path.read_text(encoding="utf-8")
+    data = json.loads(text)
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: JSON, but a {type(data).__name__} where an object is expected.")
+    if "measurements" in data:
+        return Record.from_json(text)
+    if "top_predictions" in data:
+        return _candle_mi(data)
+    if "logits" in data:
+        return _candle_rwkv7(data)
+    raise InputError(f"{path}: JSON with the keys {', '.join(sorted(data)[:8])}; {_KNOWN}")
+
+
+def _candle_mi(data: dict[str, Any]) -> Dump:
+    rows = data["top_predictions"]
+    ids = [_id(row["token_id"]) for row in rows]
+    if len(set(ids)) != len(ids) or not ids:
+        raise ValueError("top_predictions is empty or names a token twice")
+    tokens = _ids(data.get("token_ids", ()))
+    order = sorted(rows, key=lambda row: (-_float(row["logit"]), row["token_id"]))
+    return Dump(
+        format="candle-mi reference",
+        top={row["token_id"]: _float(row["logit"]) for row in order},
+        top_probs={row["token_id"]: _float(row["probability"]) for row in order if "probability" in row},
+        pieces=dict(zip(tokens, map(str, data.get("token_strings", ())), strict=False))
+        | {row["token_id"]: str(row.get("token", "")) for row in order},
+        tokens=tokens,
+        generated=_ids(data.get("generated_token_ids", ())),
+        model=str(data.get("model_id", "")),
+        prompt=str(data.get("test_prompt", "")),
+    )
+
+
+def _candle_rwkv7(data: dict[str, Any]) -> Dump:
+    logits = _numbers(data["logits"], "logits")
+    if "vocab_size" in data and logits.shape[-1] != data["vocab_size"]:
+        raise ValueError(f"vocab_size says {data['vocab_size']}, but there are {logits.shape[-1]} logits")
+    return Dump(
+        format="candle_rwkv7 JSON",
+        logits=logits,
+        probs=_numbers(data["probs"], "probs") if data.get("probs") else None,
+        tokens=_ids(data.get("tokens", ())),
+        prompt=str(data.get("context", "")),
+    )
+
+
+def _bin(path: Path) -> Dump:
+    """One candle_rwkv7 vector; its siblings add the probabilities and the tokens, never the logits."""
+    values = _floats(path)
+    if path.name.endswith("probs.bin"):
+        return Dump(format="candle_rwkv7 probabilities", probs=values)
+    stem = path.name.removesuffix("_logits.bin")
+    probs, facts = path.with_name(f"{stem}_probs.bin"), path.with_suffix(".json")
+    paired = stem != path.name
+    told = read(facts) if paired and facts.is_file() else None
+    return Dump(
+        format="candle_rwkv7 logits",
+        logits=values,
+        probs=_floats(probs) if paired and probs.is_file() else None,
+        tokens=told.tokens if isinstance(told, Dump) else (),
+        prompt=told.prompt if isinstance(told, Dump) else "",
+    )
+
+
+def _floats(path: Path) -> Array:
+    raw = path.read_bytes()
+    if not raw or len(raw) % 4:
+        raise InputError(f"{path}: {len(raw)} bytes are no float32 vector.")
+    return np.frombuffer(raw, dtype="<f4")
+
+
+def _npy(path: Path) -> Dump:
+    return Dump(format="npy", logits=_logits(np.load(path, allow_pickle=False), "the array"))
+
+
+def _safetensors(path: Path) -> Dump:
+    import safetensors
+
+    arrays = {name: _array(name, part) for name, part in safetensors.deserialize(path.read_bytes())}
+    state = {name.removeprefix("state."): arrays.pop(name) for name in sorted(arrays) if name.startswith("state.")}
+    logits, probs, tokens = (arrays.pop(name, None) for name in ("logits", "probs", "tokens"))
+    if logits is None and probs is None and not state:
+        raise InputError(f"{path}: no tensor named logits, probs or state.*; it has {', '.join(sorted(arrays)[:8])}.")
+    return Dump(
+        format="safetensors",
+        logits=None if logits is None else _logits(logits, "logits"),
+        probs=None if probs is None else _logits(probs, "probs"),
+        tokens=() if tokens is None else _ids(tokens.ravel().tolist()),
+        state=state,
+        ignored=tuple(sorted(arrays)),
+    )
+
+
+def _array(name: str, part: dict[str, Any]) -> Array:
+    """One tensor; bfloat16, which numpy lacks, is the upper half of a float32."""
+    kind, raw = part["dtype"], part["data"]
+    if kind == "BF16":
+        flat = (np.frombuffer(raw, dtype="<u2").astype(np.uint32) << 16).view(np.float32)
+    elif kind in _DTYPES:
+        flat = np.frombuffer(raw, dtype=_DTYPES[kind])
+    else:
+        raise ValueError(f"tensor {name} has number format {kind}; readable are BF16, {', '.join(_DTYPES)}")
+    return flat.reshape(part["shape"])
+
+
+def _logits(array: Array, name: str) -> Array:
+    """Floats of shape (V,) or (T, V); leading axes of length 1, such as a batch, are dropped."""
+    shape = array.shape
+    while array.ndim > 2 and array.shape[0] == 1:
+        array = array[0]
+    if array.ndim not in {1, 2} or not array.size or not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(f"{name} must be floats of shape (V,) or (T, V), not {array.dtype} {shape}")
+    return array
+
+
+def _numbers(values: Any, name: str) -> Array:
+    """Floats from a JSON list, or list of lists; null, which some writers put for NaN, stays NaN."""
+    return _logits(np.array(values, dtype=np.float64), name)
+
+
+def _float(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _id(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{value!r} is no token id")
+    return value
+
+
+def _ids(values: Iterable[Any]) -> tuple[int, ...]:
+    return tuple(_id(value) for value in values)
+
+
+def _line(error: Exception) -> str:
+    """The first line of a message, short enough for a terminal."""
+    return (str(error).splitlines() or ["no details"])[0][:160]
+
+
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U16": "<u2", "U8": "u1"}
+
+READERS: dict[str, Callable[[Path], Dump | Record]] = {
+    ".json": _json,
+    ".bin": _bin,
+    ".npy": _npy,
+    ".safetensors": _safetensors,
+}
+"""Reader by file extension."""
+
+_KNOWN = (
+    "readable are records of this program, rwkv7_reference.json (candle-mi), *_final_logits.bin or .json "
+    "(candle_rwkv7), .npy and .safetensors with `logits`."
+)

@@ -1,0 +1,123 @@
+"""What every measure module offers, and the helpers that they share.
+
+A module has three functions. `collect` runs a session and returns samples; `compare` turns a sample and
+the truth's into numbers; `observe` turns them into evidence for tables and plots. Honest runs go through
+the same three, many runs as the rows of one batch.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from backends.base import Array, Ids, ModelFacts, Session, Tokenizer, Want
+from harness.suite import Case
+
+Sample = dict[str, Any]
+"""What one run of one case gave; keys are the measure's own business."""
+
+Evidence = Iterator[tuple[str, dict[str, Any]]]
+"""(kind, data) of observations."""
+
+ROW_BYTES = 256 << 20
+"""Logits of honest runs that may lie in memory at once."""
+
+
+@dataclass(frozen=True)
+class Number:
+    """One measured number, before anybody knows whose.
+
+    Attributes:
+        name: as criteria spell it.
+        value: NaN where something was not finite.
+        unit: "logit", "nat", ...; empty for counts and shares.
+        where: where it occurred.
+    """
+
+    name: str
+    value: float
+    unit: str = ""
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One number over the honest runs."""
+
+    median: float
+    largest: float
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a measure knows besides the session.
+
+    Attributes:
+        case: name, prompt and options.
+        tokens: ids of the prompt, (T,), the same for every subject.
+        model: sizes of the checkpoint.
+        tokenizer: for showing ids as text; None where the vocabulary is unknown.
+        seed: of everything random.
+        honest: number -> its spread over honest runs in this subject's number format; empty without an envelope.
+    """
+
+    case: Case
+    tokens: Ids
+    model: ModelFacts
+    tokenizer: Tokenizer | None = None
+    seed: int = 0
+    honest: Mapping[str, Spread] = field(default_factory=dict)
+
+    def largest(self, name: str) -> float:
+        """The largest value of a number over the honest runs; 0 without an envelope."""
+        return self.honest[name].largest if name in self.honest else 0.0
+
+    def piece(self, token: int) -> str:
+        """A token as people read it: Python's escapes, bytes outside UTF-8 as \\x."""
+        if self.tokenizer is None:
+            return f"#{token}"
+        raw = self.tokenizer.decode_bytes([token])
+        try:
+            text = raw.decode("utf-8")
+        except UnicodeDecodeError:
+            return raw.decode("latin-1").encode("unicode_escape").decode()
+        return text if text.isprintable() else text.encode("unicode_escape").decode()
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Several tokens as text; what is no UTF-8 shows as replacement characters."""
+        if self.tokenizer is None:
+            return " ".join(map(str, ids))
+        return self.tokenizer.decode_bytes(list(ids)).decode("utf-8", "replace")
+
+
+class Measure(Protocol):
+    """The shape of a module in this package."""
+
+    def collect(self, session: Session, context: Context, truth: Sample | None, rows: int = 1) -> list[Sample]:
+        """Run the case; `rows` > 1 asks for that many independent runs as rows of a batch."""
+
+    def compare(self, got: Sample, truth: Sample, context: Context) -> list[Number]:
+        """Numbers of one run against the truth."""
+
+    def observe(self, got: Sample, truth: Sample, context: Context) -> Evidence:
+        """Evidence for tables and plots."""
+
+
+def all_logits(session: Session, tokens: Ids, rows: int = 1) -> Iterator[Array]:
+    """Logits (T, V) after every token, one array a row; (1, V) from a session that only gives the last.
+
+    Many rows are run in batches small enough for memory.
+    """
+    want = Want(logits="all" if "logits-all" in session.info.abilities else "last")
+    step = max(1, ROW_BYTES // (4 * len(tokens) * session.info.model.vocab_size))
+    for start in range(0, rows, step):
+        batch = np.tile(tokens, (min(step, rows - start), 1))
+        logits = session.forward(batch, want=want).logits
+        assert logits is not None
+        yield from logits
+
+
+def parted(tokens: Ids, pieces: int) -> list[Ids]:
+    """Tokens cut into at most `pieces` runs of nearly equal length, none empty."""
+    return [part for part in np.array_split(tokens, min(pieces, len(tokens))) if len(part)]

@@ -1,0 +1,160 @@
+"""What can be typed: commands, options, their help. No command is run here."""
+
+import argparse
+import difflib
+import os
+from typing import NoReturn
+
+from backends.errors import UsageError
+from harness import __version__
+
+OUT = "reports/out"
+FORMATS = ("html", "md", "json", "junit", "csv", "summary")
+
+EXIT_CODES = """\
+exit codes: 0 passed, 1 a criterion failed, 2 usage, 3 an input is missing or unreadable,
+            4 a backend or the harness broke, 5 nothing was judged, 130 interrupted"""
+
+MODEL_HELP = "a .pth, .safetensors or HF folder; a hub id; conformance; synthetic:rwkv7-0.1b (see `models`)"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are raised, with near matches for what was misspelt."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing and exiting."""
+        known = [option for action in self._actions for option in action.option_strings]
+        wrong = [word for word in message.split() if word.startswith("-")]
+        near = [match for word in wrong for match in difflib.get_close_matches(word, known, n=2)]
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise UsageError(f"{message}.{hint} `{self.prog} --help` lists what there is.")
+
+
+def parser() -> Parser:
+    """The whole command line."""
+    top = Parser(
+        prog="python -m harness",
+        description="Proves that a port of RWKV computes what RWKV computes, says where it does not, and how fast it is.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    top.add_argument("--version", action="version", version=f"rwkv-harness {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    _validate(
+        commands.add_parser(
+            "validate", help="run suites, judge, write the report", epilog=EXIT_CODES, allow_abbrev=False
+        )
+    )
+    _report(commands.add_parser("report", help="draw the documents of a record, or of a new run", allow_abbrev=False))
+    _bench(commands.add_parser("bench", help="tokens/s of subjects whose logits are right", allow_abbrev=False))
+    _compare(
+        commands.add_parser("compare", help="compare two saved records or dumps, without torch", allow_abbrev=False)
+    )
+    for name, text in (
+        ("backends", "which backends there are, and why one cannot run here"),
+        ("models", "what --model takes"),
+    ):
+        _json(commands.add_parser(name, help=text, allow_abbrev=False))
+    suites = commands.add_parser(
+        "suites", help="suites, their cases, and the criteria of a profile", allow_abbrev=False
+    )
+    suites.add_argument("--profile", default="strict", help="whose criteria to show (default: strict)")
+    _json(suites)
+    return top
+
+
+def _validate(p: argparse.ArgumentParser) -> None:
+    _what(p)
+    p.add_argument("--suite", action="append", default=[], metavar="NAME", help="repeatable, or a,b; default: all")
+    p.add_argument("--profile", default="strict", help="criteria: strict (default) or seed")
+    p.add_argument("--resume", action="store_true", help="go on with the last unfinished run of the same job")
+    _where(p)
+
+
+def _report(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--record", metavar="FILE", help="a record to draw again; default: the latest in --out, else a new run"
+    )
+    p.add_argument("--profile", default="", help="judge again by this profile first")
+    _what(p)
+    _where(p)
+    p.set_defaults(suite=[], resume=False)
+
+
+def _bench(p: argparse.ArgumentParser) -> None:
+    _what(p)
+    p.add_argument("--profile", default="strict", help="criteria that logits must pass before speed counts")
+    p.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)
+    _where(p)
+    p.set_defaults(suite=["logits", "speed"])
+
+
+def _compare(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "a", metavar="REFERENCE", help="a record, or a dump: .json, .bin, .npy, .safetensors, or a folder with one"
+    )
+    p.add_argument("b", metavar="CANDIDATE", help="what is compared with it")
+    _where(p, out="")
+
+
+def _what(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--model", default="conformance", help=MODEL_HELP + " (default: conformance)")
+    p.add_argument(
+        "--backend", action="append", default=[], metavar="NAME", help="candidate, repeatable: NAME[@dtype][@device]"
+    )
+    p.add_argument("--reference", default="", metavar="NAME", help="what stands for the truth (default: reference-f64)")
+    p.add_argument("--device", default="", help="cpu or cuda, for backends that leave it open")
+    p.add_argument("--dtype", default="", help="f32, bf16 or f16, for backends that leave it open")
+    p.add_argument("--threads", type=_count, default=0, help="of every backend; default: its own choice")
+    p.add_argument("--seed", type=_count, default=0, help="of everything random (default: 0)")
+    p.add_argument(
+        "--honest-runs",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="runs the envelope is taken from; default by model size",
+    )
+
+
+def _where(p: argparse.ArgumentParser, out: str = OUT) -> None:
+    shown = out or "no files"
+    p.add_argument("--out", default=out, metavar="DIR", help=f"folder for records and reports (default: {shown})")
+    p.add_argument(
+        "--format",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help=f"repeatable, of {', '.join(FORMATS)}; default: all",
+    )
+    _json(p)
+
+
+def _json(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+
+
+def _count(text: str) -> int:
+    """A whole number from 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+    return int(text)
+
+
+def listed(values: list[str], kind: str, known: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Repeatable options that may also be written a,b."""
+    names = tuple(name for value in values for name in value.split(",") if name)
+    for name in names:
+        if known and name not in known:
+            from backends.errors import unknown
+
+            raise unknown(kind, name, known)
+    return names
+
+
+def columns() -> int:
+    """Width of the terminal, 80 in a pipe."""
+    try:
+        return os.get_terminal_size().columns
+    except OSError:
+        return 80

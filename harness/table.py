@@ -1,0 +1,80 @@
+"""What a run prints on the terminal: one row a subject, one column a suite, one line of verdict."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from reports.record import Outcome, Record, Verdict
+
+MOST = 12
+"""Failures that are printed; the report has all."""
+
+MARKS = {Outcome.ERROR: "ERROR", Outcome.FAIL: "FAIL", Outcome.UNSUPPORTED: "unsup.", Outcome.SKIPPED: "skipped"}
+"""How a cell says the worst that is in it."""
+
+WORDS = {0: "PASSED", 1: "FAILED", 4: "BROKEN", 5: "NOTHING WAS JUDGED"}
+
+
+def matrix(record: Record) -> str:
+    """Subject x suite: how many criteria passed of how many, and the worst outcome."""
+    suites = [suite["name"] for suite in record.suites]
+    subjects = [subject.id for subject in record.subjects if subject.role == "candidate"]
+    rows = [["", *suites]]
+    rows += [[subject, *(_cell(record, subject, suite) for suite in suites)] for subject in subjects]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _cell(record: Record, subject: str, suite: str) -> str:
+    own = [v.outcome for v in record.verdicts if v.subject == subject and v.suite == suite]
+    if suite == "speed" and not own:
+        return _speed(record, subject)
+    if not own:
+        return "-"
+    counts = Counter(own)
+    judged = len(own) - counts[Outcome.UNSUPPORTED] - counts[Outcome.SKIPPED]
+    worst = next((mark for outcome, mark in MARKS.items() if counts[outcome]), "")
+    if worst in ("unsup.", "skipped"):
+        return f"{counts[Outcome.PASS]} {worst}" if judged else worst
+    return f"{counts[Outcome.PASS]}/{judged} {worst}".strip()
+
+
+def _speed(record: Record, subject: str) -> str:
+    """Decode speed, where it was timed."""
+    found = [
+        m for m in record.measurements if m.suite == "speed" and m.subject == subject and m.name.startswith("decode")
+    ]
+    return f"{found[0].value:.0f} tok/s" if found and found[0].value is not None else "-"
+
+
+def failures(record: Record) -> Iterator[str]:
+    """The worst failures, one line each."""
+    bad = [v for v in record.verdicts if v.outcome in (Outcome.ERROR, Outcome.FAIL)]
+    seen: set[tuple[str, str, str]] = set()
+    lines = []
+    for verdict in sorted(bad, key=lambda v: v.outcome is not Outcome.ERROR):
+        key = (verdict.subject, verdict.criterion, verdict.detail if verdict.outcome is Outcome.ERROR else "")
+        if key not in seen:  # one line a criterion: the report has every case
+            seen.add(key)
+            same = sum(
+                (v.subject, v.criterion, v.outcome) == (verdict.subject, verdict.criterion, verdict.outcome)
+                for v in bad
+            )
+            lines.append(_line(verdict, same))
+    yield from lines[:MOST]
+    if len(lines) > MOST:
+        yield f"... and {len(lines) - MOST} more; the report has all"
+
+
+def _line(verdict: Verdict, same: int) -> str:
+    others = f" (and {same - 1} more cases)" if same > 1 else ""
+    return f"{MARKS[verdict.outcome]} {verdict.subject}: {verdict.criterion}, case {verdict.case}: {verdict.detail}{others}"
+
+
+def verdict_line(record: Record) -> str:
+    """The last line: the verdict and the five outcomes."""
+    counts = ", ".join(f"{number} {outcome}" for outcome, number in record.counts().items())
+    name = record.profile.get("name")
+    tail = "; no criterion of this profile looks at these suites" if record.exit_code() == 5 else ""
+    return f"{WORDS[record.exit_code()]}: {record.model.get('name')} under profile {name}: {counts}{tail}"

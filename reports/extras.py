@@ -1,0 +1,210 @@
+"""Sections beyond the first nine: distribution, stepwise drift, consistency, state, speed. Absent without data."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from reports import plots, views
+from reports.document import Block, Blocks, Figure, per_case, say, table
+from reports.record import Observation, Record, Subject
+from reports.text import MISSING, Span, code, dim, num, number_of, rich, share, size
+from reports.trend import trend
+
+
+def _cases(record: Record, kind: str, suite: str) -> list[str]:
+    return list(dict.fromkeys(seen.case for seen in views.evidence(record, kind, suite)))
+
+
+def _drawn(*figures: Figure | None) -> Blocks:
+    return tuple(figure for figure in figures if figure)
+
+
+def logit_error(record: Record) -> Blocks:
+    """Where in the ranking the logit error sits; closes the section on statistics."""
+    names = _cases(record, "error_by_rank", "logits")
+    return _drawn(plots.error_by_rank(record, names[0])) if names else ()
+
+
+def distribution(record: Record) -> Blocks:
+    """How far the whole next-token distribution is off."""
+    names = _cases(record, "ladder", "distribution")
+    return per_case("distribution", names, partial(_distribution, record)) if names else ()
+
+
+def _distribution(record: Record, case: str) -> Blocks:
+    lists = views.by_subject(record, "ladder", "distribution", case)
+    rows: list[list[Any]] = []
+    for title, key in (("KL(ref‖x)", "kl"), ("KL(x‖ref)", "kl_reverse"), ("JS", "js")):
+        for rung in plots.RUNGS:
+            if any(rung in (data.get(key) or {}) for data in lists.values()):
+                rows.append(
+                    [f"{title} {rung} (nat)", *(num((data.get(key) or {}).get(rung)) for data in lists.values())]
+                )
+    for title, show in _LADDER_ROWS:
+        rows.append([title, *(show(data) for data in lists.values())])
+    columns = ["", *(code(name) for name in lists)]
+    return (*_drawn(plots.kl_ladder(record, case)), table(columns, rows, f"Distribution over {case}"))
+
+
+_LADDER_ROWS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
+    ("Same most likely token", lambda data: share(data.get("same_top"))),
+    ("Perplexity", lambda data: num(data.get("ppl"), 6)),
+    ("Perplexity of the reference", lambda data: num(data.get("ppl_ref"), 6)),
+    ("Positions", lambda data: num(data.get("positions"))),
+)
+
+
+def stepwise(record: Record) -> Blocks:
+    """The same forced tokens, one by one: what happens to logits and state."""
+    names = _cases(record, "series", "stepwise")
+    return per_case("stepwise", names, partial(_stepwise, record)) if names else ()
+
+
+def _stepwise(record: Record, case: str) -> Blocks:
+    lists = views.by_subject(record, "series", "stepwise", case)
+    rows = [[code(name), *_ends(data)] for name, data in lists.items()]
+    columns = [
+        "Subject",
+        "Steps",
+        "RMS at start",
+        "RMS at end",
+        "Largest RMS",
+        "Largest |error|",
+        "State error at end",
+        "Course",
+    ]
+    figures = _drawn(plots.error_by_step(record, case), plots.error_by_step(record, case, "state"))
+    return (*figures, table(columns, rows, f"Drift over {case}", "lrrrrrrl"))
+
+
+def _ends(data: dict[str, Any]) -> list[str]:
+    rms, state = plots.numbers(data["rms"]), plots.numbers(data.get("state") or ())
+    course = trend(plots.numbers(data["step"]), rms)
+    return [
+        num(len(rms)),
+        num(rms[0]) if rms else MISSING,
+        num(rms[-1]) if rms else MISSING,
+        num(_worst(rms)),
+        num(_worst(plots.numbers(data.get("max") or ()))),
+        num(state[-1]) if state else MISSING,
+        course.word if course else MISSING,
+    ]
+
+
+def _worst(values: list[float]) -> float | None:
+    """The largest; NaN if any is, for `max` would hide it."""
+    return next((value for value in values if value != value), max(values, default=None))  # noqa: PLR0124 - NaN
+
+
+def consistency(record: Record) -> Blocks:
+    """One shot against chunks, single tokens, batch rows and repeats."""
+    names = _cases(record, "matrix", "consistency")
+    return per_case("consistency", names, partial(_consistency, record)) if names else ()
+
+
+def _consistency(record: Record, case: str) -> Blocks:
+    rows = [
+        [
+            code(name),
+            row["check"],
+            num(row["max_abs"]),
+            num(row["state"]),
+            Span("yes", "pass") if row["bit_equal"] else "no",
+        ]
+        for name, data in views.by_subject(record, "matrix", "consistency", case).items()
+        for row in data["rows"]
+    ]
+    columns = ["Subject", "Compared with one shot", "Largest |error| (logit)", "State error", "Same bits"]
+    return (table(columns, rows, f"Consistency over {case}", "llrrr"),)
+
+
+def state(record: Record) -> Blocks:
+    """Size and growth of the recurrent state."""
+    names = _cases(record, "state", "state")
+    return per_case("state", names, partial(_state, record)) if names else ()
+
+
+def _state(record: Record, case: str) -> Blocks:
+    lists = views.by_subject(record, "state", "state", case)
+    rows = [
+        [code(name), size(data["bytes"]), _constant(data), _shapes(data), _growth(data)] for name, data in lists.items()
+    ]
+    columns = ["Subject", "Size", "Constant", "Parts", "RMS, first and last position"]
+    return (table(columns, rows, f"State over {case}", "lrlll"),)
+
+
+def _constant(data: dict[str, Any]) -> Span:
+    sizes = list(dict.fromkeys(data.get("bytes_at") or ()))
+    if len(sizes) < 2:
+        return Span("yes", "pass") if sizes else Span(MISSING)
+    return Span(f"no: {size(sizes[0])} to {size(sizes[-1])}", "fail")
+
+
+def _shapes(data: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in (data.get("shapes") or {}).items())
+
+
+def _growth(data: dict[str, Any]) -> str:
+    rms, at = data.get("rms") or (), data.get("positions") or ()
+    if not rms or not at:
+        return MISSING
+    return f"{num(rms[0])} at {num(at[0])}, {num(rms[-1])} at {num(at[-1])}"
+
+
+def speed(record: Record) -> Blocks:
+    """Tokens a second with intervals, ratios, latency; each with device, number format, batch and length."""
+    samples = views.evidence(record, "samples", "speed")
+    ratios = views.evidence(record, "ratio", "speed")
+    names = _cases(record, "latency", "speed")
+    if not (samples or ratios or names):
+        return ()
+    kinds = list(dict.fromkeys(str(seen.data["what"]) for seen in samples))
+    blocks: list[Block] = [*_drawn(*(plots.throughput(record, kind) for kind in kinds))]
+    blocks += _drawn(*(plots.latency(record, name) for name in names))
+    subjects = {subject.id: subject for subject in record.subjects}
+    if samples:
+        rows = [_sample(seen, subjects.get(seen.subject)) for seen in samples]
+        blocks.append(table(_SAMPLE_COLUMNS, rows, "Speed", "llllrrrrr"))
+    if ratios:
+        blocks.append(table(_RATIO_COLUMNS, [_ratio(seen) for seen in ratios], "Speed ratios", "llrrlrrl"))
+    return tuple(blocks)
+
+
+_SAMPLE_COLUMNS = ("Subject", "What", "Device", "Dtype", "Tokens", "Batch", "tokens/s", "Interval", "Samples")
+_RATIO_COLUMNS = ("Subject", "What", "Tokens", "Batch", "Versus", "Ratio", "Interval", "Verdict")
+
+
+def _sample(seen: Observation, subject: Subject | None) -> list[Any]:
+    data, info = seen.data, subject.info if subject else {}
+    return [
+        code(seen.subject),
+        str(data["what"]),
+        str(info.get("device_name") or info.get("device") or MISSING),
+        str(info.get("dtype") or "").upper() or MISSING,
+        num(data["tokens"]),
+        num(data["batch"]),
+        num(data["median"]),
+        f"{num(data['low'])}–{num(data['high'])}",
+        num(len(data.get("seconds") or ())),
+    ]
+
+
+def _ratio(seen: Observation) -> list[Any]:
+    data = seen.data
+    style = {"faster": "pass", "slower": "fail"}.get(str(data["verdict"]), "skipped")
+    ratio = number_of(data["ratio"])
+    return [
+        code(seen.subject),
+        str(data["what"]),
+        num(data["tokens"]),
+        num(data["batch"]),
+        code(data["versus"]),
+        rich(f"{num(ratio)} ×") if ratio is not None else dim(MISSING),
+        f"{num(data['low'])}–{num(data['high'])}",
+        Span(str(data["verdict"]), style),
+    ]
+
+
+def note(text: str) -> Blocks:
+    """One line in place of a section that could not be drawn."""
+    return (say(Span("Not drawn: ", "strong"), text),)
