@@ -10,6 +10,7 @@ memory with the mapping: treat what `Weights.get` returns as read-only.
 """
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -67,9 +68,6 @@ def known() -> dict[str, str]:
     return {name: row.summary for name, row in BUILTIN.items()}
 
 
-# --- models made by code ------------------------------------------------------------------------------------------
-
-
 class _Builtin:
     """A row of `BUILTIN`: how to make the tensors, one line for the list, a remark for the evidence."""
 
@@ -102,12 +100,9 @@ def _seed(model: str, query: str) -> int:
     seed = "0"
     for part in query.split("&") if query else ():
         key, _, seed = part.partition("=")
-        if key != "seed" or not seed.lstrip("-").isdecimal():
+        if key != "seed" or not re.fullmatch(r"-?[0-9]{1,18}", seed):
             raise InputError(f"{model!r} has the option {part!r}; the only one is seed=N with an integer N.")
     return int(seed)
-
-
-# --- what a string may mean ---------------------------------------------------------------------------------------
 
 
 def _existing(model: str) -> Path | None:

@@ -93,38 +93,45 @@ def tokenizer_for(vocab_size: int) -> str:
 
 def _version(name: str, shapes: Mapping[str, Shape]) -> tuple[str, str]:
     """The version and the names that decided; tested in the order in which one implies the other."""
-
-    def has(*keys: str) -> bool:
-        return all(f"blocks.0.{key}" in shapes for key in keys)
-
     if any("att.time_mix_w1" in key or "att.time_mix_x" in key for key in shapes):
-        raise InputError(
-            f"{name} uses web-rwkv's names for RWKV-6 tensors, which are not read: pass the original .pth."
-        )
-    if any(has(key) for key in ("att.r_k", "att.k_k", "att.w0")):
-        if has("qkv.qq.weight"):
-            return "7b", "blocks.0.att.r_k and blocks.0.qkv.qq.weight"
-        if has("ffn.s_emb.weight"):
-            return "7a", "blocks.0.att.r_k and blocks.0.ffn.s_emb.weight"
-        if has("ffn.enn.weight"):
-            raise InputError(f'{name} is an "RWKV-8 rc" experiment (blocks.0.ffn.enn.weight), which is not supported.')
-        return "7", f"blocks.0.att.r_k {shapes.get('blocks.0.att.r_k', '')} and neither qkv nor ffn.s_emb"
+        raise InputError(f"{name} uses web-rwkv's names for RWKV-6, which are not read: pass the original .pth.")
+    if found := _first(shapes, "att.r_k", "att.k_k", "att.w0"):
+        return _version_7(name, shapes, found)
     if any(".att.time_maa_" in key for key in shapes):
         return "6", "att.time_maa_*"
-    if has("att.ln_x.weight"):
-        return _version_5(shapes)
-    if has("att.time_mix_k"):
-        return "4", "att.time_mix_k without att.ln_x"
+    if found := _first(shapes, "att.ln_x."):
+        return _version_5(shapes, found)
+    if found := _first(shapes, "att.time_mix_"):
+        return "4", f"{found} without att.ln_x"
     raise InputError(f"{name} is no RWKV checkpoint: it holds {listed(shapes) or 'no tensors'}.")
 
 
-def _version_5(shapes: Mapping[str, Shape]) -> tuple[str, str]:
+def _version_7(name: str, shapes: Mapping[str, Shape], found: str) -> tuple[str, str]:
+    if more := _first(shapes, "qkv."):
+        return "7b", f"{found} and {more}"
+    if more := _first(shapes, "ffn.s"):
+        return "7a", f"{found} and {more}"
+    if more := _first(shapes, "ffn.enn."):
+        raise InputError(f'{name} is an "RWKV-8 rc" experiment ({more}), which is not supported.')
+    return "7", f"{found} {_words(shapes[found])}, and neither qkv.* nor ffn.s_emb"
+
+
+def _version_5(shapes: Mapping[str, Shape], found: str) -> tuple[str, str]:
+    if not _first(shapes, "att.gate.", "att.time_mix_g"):
+        return "5.0", f"{found} without att.gate"
     decay = shapes.get("blocks.0.att.time_decay", ())
-    if "blocks.0.att.gate.weight" not in shapes:
-        return "5.0", "att.ln_x without att.gate"
     if len(decay) < 2 or decay[1] == 1:
-        return "5.1", f"att.gate and one decay per head {decay}"
-    return "5.2", f"att.gate and one decay per channel {decay}"
+        return "5.1", f"att.gate and one decay per head, {_words(decay)}"
+    return "5.2", f"att.gate and one decay per channel, {_words(decay)}"
+
+
+def _first(shapes: Iterable[str], *starts: str) -> str:
+    """A tensor of block 0 whose name starts so; any will do, so that a missing one can be named later."""
+    for start in starts:
+        for key in shapes:
+            if key.startswith(f"blocks.0.{start}"):
+                return key
+    return ""
 
 
 def _layers(name: str, shapes: Iterable[str]) -> int:

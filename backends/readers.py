@@ -82,9 +82,6 @@ def _refuse_placeholder(path: Path) -> None:
         raise InputError(f"{path} is an HTML page and not a checkpoint: download the file itself.")
 
 
-# --- .pth ---------------------------------------------------------------------------------------------------------
-
-
 def _pth(path: Path) -> Source:
     """A state dict written by `torch.save`; memory-mapped, so that opening reads the index only."""
     return in_memory(_state_dict(path, _load(path)), path)
@@ -117,8 +114,6 @@ def _reason(error: Exception) -> str:
         return f"its pickle asks for {asked[1]}; only tensors are read from it, nothing in it was run"
     if isinstance(error, zipfile.BadZipFile) or "central directory" in text:
         return "the archive is cut short or damaged"
-    if isinstance(error, EOFError):
-        return "it ends too early"
     if "Unpickl" in type(error).__name__ or "Unpickl" in text:
         return "its pickle is damaged or holds more than tensors; nothing in it was run"
     words = first_line(error)[:120]
@@ -148,9 +143,6 @@ def _held(path: Path | None, name: str, tensor: torch.Tensor) -> Tensor:
     return Tensor(tuple(tensor.shape), SHORT[tensor.dtype], tensor.detach().to)
 
 
-# --- .safetensors -------------------------------------------------------------------------------------------------
-
-
 def _safetensors(path: Path) -> Source:
     """One safetensors file; each tensor is read from the file when asked for."""
     try:
@@ -177,9 +169,6 @@ def _sliced(path: Path, name: str, handle: Any) -> Tensor:
         return tensor.to(device)
 
     return Tensor(tuple(view.get_shape()), _SAFETENSORS_DTYPES[stored], fetch)
-
-
-# --- folders ------------------------------------------------------------------------------------------------------
 
 
 def _folder(path: Path) -> Source:

@@ -67,8 +67,8 @@ def _token(path: Path, number: int, line: str, expected: int) -> bytes:
         # Most literals are plain; parsing those too would take ten times as long.
         plain = literal[0] in "'\"" and "\\" not in literal
         value = literal[1:-1] if plain else ast.literal_eval(literal)
-        token: bytes = value.encode() if isinstance(value, str) else bytes(value)
-        if int(head) == expected and int(length) == len(token) > 0:
+        token = value.encode() if isinstance(value, str) else value
+        if isinstance(token, bytes) and int(head) == expected and int(length) == len(token) > 0:
             return token
     except (ValueError, SyntaxError, TypeError, IndexError):
         pass

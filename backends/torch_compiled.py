@@ -54,9 +54,8 @@ class _Compiled(Session):
     def __init__(self, weights: Weights, device: torch.device, dtype: str) -> None:
         from backends.tokenizer import for_model
 
-        self._net: Net | None = load(weights, dtype, str(device))
         self._device = device
-        self._stepper = Stepper(self._net, device)
+        self._stepper: Stepper | None = Stepper(load(weights, dtype, str(device)), device)
         self.tokenizer = for_model(weights.facts)
         self.info = Info(
             backend="torch-compile",
@@ -79,14 +78,18 @@ class _Compiled(Session):
         return Output(logits=fetched, state=after if want.state else None)
 
     def _run(self, ids: Tensor, state: NetState | None, logits: str) -> tuple[Tensor | None, NetState]:
-        if self._net is None:
-            raise BackendError("this torch-compile session is closed; open the checkpoint again.")
-        state = state or zero_state(self.info.model, len(ids), self._net.dtype, self._device)
+        if state is None:
+            state = zero_state(self.info.model, len(ids), DTYPES[self.info.dtype], self._device)
         check_rows(state, len(ids))
+        return self._net_for(ids, state).run(ids, state, logits)
+
+    def _net_for(self, ids: Tensor, state: NetState) -> Net:
+        if self._stepper is None:
+            raise BackendError("this torch-compile session is closed; open the checkpoint again.")
         net = self._stepper.net_for(ids, state)
-        if self._stepper.note not in self.info.notes:
+        if self._stepper.note not in self.info.notes:  # the compiler has failed since
             self.info = replace(self.info, notes=(self._stepper.note,))
-        return net.run(ids, state, logits)
+        return net
 
     def generate(
         self, tokens: npt.ArrayLike, sampler: Sampler | None = None, max_new_tokens: int = 1, stop: Sequence[int] = ()
@@ -110,7 +113,7 @@ class _Compiled(Session):
             ids = logits[:, -1].argmax(dim=-1, keepdim=True)
         yield ids[:, 0].cpu().numpy()
         with torch.no_grad():
-            steps = GreedySteps(self._stepper.net_for(ids, state), ids, state)
+            steps = GreedySteps(self._net_for(ids, state), ids, state)
         while True:
             steps.advance()
             yield steps.ids[:, 0].cpu().numpy().copy()
@@ -130,4 +133,4 @@ class _Compiled(Session):
 
     def close(self) -> None:
         """Let go of the weights."""
-        self._net = None
+        self._stepper = None

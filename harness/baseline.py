@@ -80,9 +80,8 @@ def _comparable(a: Record, b: Record, into: Findings) -> Iterator[str]:
         if name not in versions[0] or name not in versions[1]:
             into.notes.append(f"Suite {name} is in one record only: not compared.")
         elif versions[0][name] != versions[1][name]:
-            into.notes.append(
-                f"Suite {name} is version {versions[0][name]} and {versions[1][name]}, which ask other things: not compared."
-            )
+            old, new = versions[0][name], versions[1][name]
+            into.notes.append(f"Suite {name} is version {old} and {new}, which ask other things: not compared.")
         else:
             yield name
 
@@ -101,25 +100,30 @@ def _partners(a: Record, b: Record, into: Findings) -> dict[str, str]:
 
 
 def _verdicts(a: Record, b: Record, shared: set[str], partner: Mapping[str, str], into: Findings) -> None:
-    """Passes that are lost, and criteria that are no longer judged, by suite and subject."""
-    now = {_verdict_key(v, v.subject): v.outcome for v in b.verdicts}
-    lost: dict[Key, list[str]] = {}
-    gone: dict[Key, list[str]] = {}
-    for v in a.verdicts:
-        if v.suite not in shared or v.subject not in partner:
+    """Passes and numbers that are lost, and criteria that are no longer judged, by suite and subject."""
+    judged = {_verdict_key(v, v.subject): v.outcome for v in b.verdicts}
+    measured = {_key(m): m.value for m in b.measurements}
+    losses: dict[tuple[str, str], dict[str, list[str]]] = {}
+    rows: list[Verdict | Measurement] = [*a.verdicts, *a.measurements]
+    for row in rows:
+        if row.suite not in shared or row.subject not in partner:
             continue
-        place, outcome = (v.suite, partner[v.subject]), now.get(_verdict_key(v, partner[v.subject]))
-        lost.setdefault(place, [])
-        gone.setdefault(place, [])
+        subject = partner[row.subject]
+        place = losses.setdefault((row.suite, subject), {"passes_lost": [], "verdicts_missing": [], "numbers_lost": []})
+        if isinstance(row, Measurement):
+            if _finite(row.value) and not _finite(measured.get((row.suite, row.case, subject, row.name))):
+                place["numbers_lost"].append(f"{row.case} {row.name}")
+            continue
+        outcome = judged.get(_verdict_key(row, subject))
         if outcome is None:
-            gone[place].append(f"{v.case} {_measure(v)}")
-        elif v.outcome is Outcome.PASS and outcome is not Outcome.PASS:
-            lost[place].append(f"{v.case} {_measure(v)}")
-    for place in lost:
-        case = into.case(f"{place[0]}: {place[1]}")
-        into.add(case, "passes_lost", float(len(lost[place])), where=_some(lost[place]))
-        into.add(case, "verdicts_missing", float(len(gone[place])), where=_some(gone[place]))
-        into.add(case, "numbers_lost", *_numbers_lost(a, b, place, partner))
+            place["verdicts_missing"].append(f"{row.case} {_measure(row)}")
+        elif row.outcome is Outcome.PASS and outcome is not Outcome.PASS:
+            place["passes_lost"].append(f"{row.case} {_measure(row)}")
+    for (suite, subject), found in losses.items():
+        judged_before = any(v.suite == suite and partner.get(v.subject) == subject for v in a.verdicts)
+        case = into.case(f"{suite}: {subject}", "" if judged_before else "baseline-numbers")
+        for name, lost in found.items():
+            into.add(case, name, float(len(lost)), where=_some(lost))
 
 
 def _numbers(a: Record, b: Record, shared: set[str], partner: Mapping[str, str], into: Findings) -> None:
@@ -148,22 +152,10 @@ def _logits(a: Record, b: Record, shared: set[str], partner: Mapping[str, str], 
         if there is None or not _top(o.data) or not _top(there):
             into.notes.append(f"{o.suite}/{o.case} of {o.subject}: logits are in one record only, so untested.")
             continue
-        case = into.case(f"{o.suite}/{o.case}: {partner[o.subject]}")
+        case = into.case(f"{o.suite}/{o.case}: {partner[o.subject]}", "baseline-logits")
         for name, (value, where) in top_numbers(_top(o.data), _top(there)).items():
             into.add(case, name, value, "logit" if name == "top1_logit_diff" else "", where)
         into.observations.append(Observation("logits", case, into.candidate, "topk", there))
-
-
-def _numbers_lost(a: Record, b: Record, place: Key, partner: Mapping[str, str]) -> tuple[float, str, str]:
-    """How many numbers of a suite and subject were finite and are not; as value, unit, where."""
-    now = {_key(m): m.value for m in b.measurements}
-    lost = [
-        f"{m.case} {m.name}"
-        for m in a.measurements
-        if (m.suite, partner.get(m.subject)) == place and _finite(m.value)
-        if not _finite(now.get((m.suite, m.case, place[1], m.name), math.nan))
-    ]
-    return float(len(lost)), "", _some(lost)
 
 
 def _wider(a: Record, b: Record) -> list[str]:
@@ -181,14 +173,13 @@ def _wider(a: Record, b: Record) -> list[str]:
 
 def _looser(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     """Whether a criterion of a profile allows more than it did; another kind of limit counts as looser."""
-    kinds, values = [row.get("bound") for row in (before, after)], [row.get("value") for row in (before, after)]
-    if kinds == ["max", "below"] or kinds[0] == kinds[1]:
-        if kinds[0] == "equals":
-            return bool(values[0] != values[1])
-        if None not in values:
-            return bool(values[1] < values[0] if kinds[0] == "min" else values[1] > values[0])
+    kinds = [row.get("bound") for row in (before, after)]
+    if kinds[0] != kinds[1] and kinds != ["max", "below"]:
+        return True
+    if kinds[0] is None or kinds[0] == "equals":
         return bool(before.get("limit") != after.get("limit"))
-    return True
+    old, new = (float(row.get("value", math.nan)) for row in (before, after))
+    return not (new >= old if kinds[0] == "min" else new <= old)
 
 
 def _row_key(row: Mapping[str, Any]) -> Key:

@@ -83,7 +83,7 @@ def compare(options: argparse.Namespace) -> int:
     from harness.compare import compare as compare_saved
     from harness.compare import table
 
-    record = compare_saved(Path(options.a), Path(options.b))
+    record = compare_saved(Path(options.a), Path(options.b), profile=options.profile)
     paths = _write(record, options) if options.out else []
     if options.json:
         print(record.to_json(), end="")

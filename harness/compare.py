@@ -22,6 +22,8 @@ WIDTH = 100
 QUESTIONS = {
     "compare": "Do two programs give the same outputs for the same tokens?",
     "baseline": "Is this run as good as an earlier one?",
+    "baseline-numbers": "Are the numbers of a suite that nothing judged still numbers?",
+    "baseline-logits": "Are the leading logits of this run those of an earlier one?",
 }
 
 
@@ -83,7 +85,7 @@ def table(record: Record) -> str:
     lines += _aligned("", ("case", "number", "value", "unit", "where"), numbers)
     lines += _aligned("", ("outcome", "case", "criterion", "value", "allowed"), judged)
     for note in record.notes:
-        lines += ["", *textwrap.wrap(note, WIDTH, break_long_words=True)] if note else []
+        lines += ["", *textwrap.wrap(_shown(note), WIDTH)]
     return "\n".join([*lines, "", verdict_line(record)])
 
 
@@ -136,8 +138,8 @@ def _said(thing: Dump | Record) -> dict[str, Any]:
 def _assembled(found: Findings, criteria: judge.Profile, said: tuple[dict[str, Any], dict[str, Any]]) -> Record:
     now = datetime.now(UTC)
     abilities = sorted(found.abilities)
-    criteria = replace(criteria, criteria=tuple(c for c in criteria.criteria if c.suite == found.suite))
-    cases = [{"name": name, "prompt": ""} for name in found.cases]
+    suites = dict.fromkeys(found.cases.values())
+    criteria = replace(criteria, criteria=tuple(c for c in criteria.criteria if c.suite in suites))
     if not found.cases and not any("Nothing in common" in note for note in found.notes):
         found.notes.append("Nothing in common that could be compared.")
     record = Record(
@@ -151,12 +153,17 @@ def _assembled(found: Findings, criteria: judge.Profile, said: tuple[dict[str, A
             Subject(found.reference, "reference", said[0]),
             Subject(found.candidate, "candidate", said[1] | {"abilities": abilities}),
         ),
-        suites=({"name": found.suite, "version": 1, "question": QUESTIONS[found.suite], "cases": cases},),
+        suites=tuple(_suite(name, found) for name in suites),
         measurements=tuple(found.measurements),
         observations=tuple(found.observations),
         notes=tuple(found.notes),
     )
     return judge.again(record, criteria)
+
+
+def _suite(name: str, found: Findings) -> dict[str, Any]:
+    cases = [{"name": case, "prompt": ""} for case, suite in found.cases.items() if suite == name]
+    return {"name": name, "version": 1, "question": QUESTIONS[name], "cases": cases}
 
 
 def _aligned(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -180,6 +187,11 @@ def _number(value: float | None) -> str:
 
 
 def _cut(text: str, width: int) -> str:
-    """The end of a text that is too long, where paths and ids differ; control characters are shown, not obeyed."""
-    shown = "".join(c if c.isprintable() else "?" for c in text)
+    """The end of a text that is too long: that is where paths differ."""
+    shown = _shown(text)
     return shown if len(shown) <= width else "..." + shown[3 - width :]
+
+
+def _shown(text: str) -> str:
+    """Text that a terminal does not obey; names come from foreign files."""
+    return "".join(c if c.isprintable() else "?" for c in text)

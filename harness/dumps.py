@@ -1,4 +1,4 @@
-"""Reads what other programs saved: logits, probabilities, states. numpy and safetensors only, never torch, never pickle.
+"""Reads what other programs saved: logits, probabilities, states. No torch, never pickle.
 
 Readable:
     rwkv7_reference.json      candle-mi: the top ten of one prompt, and greedy tokens
@@ -175,7 +175,7 @@ def _npy(path: Path) -> Dump:
 def _safetensors(path: Path) -> Dump:
     import safetensors
 
-    arrays = {name: _array(name, part) for name, part in safetensors.deserialize(path.read_bytes())}
+    arrays = {name: _array(name, part) for name, part in safetensors.deserialize(path.read_bytes())}  # type: ignore[no-untyped-call]
     state = {name.removeprefix("state."): arrays.pop(name) for name in sorted(arrays) if name.startswith("state.")}
     logits, probs, tokens = (arrays.pop(name, None) for name in ("logits", "probs", "tokens"))
     if logits is None and probs is None and not state:

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import os
+from collections.abc import Iterator
 from typing import NoReturn
 
 from backends.errors import UsageError
@@ -23,11 +24,19 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing and exiting."""
-        known = [option for action in self._actions for option in action.option_strings]
+        known = sorted(set(self._known()))
         wrong = [word for word in message.split() if word.startswith("-")]
         near = [match for word in wrong for match in difflib.get_close_matches(word, known, n=2)]
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise UsageError(f"{message}.{hint} `{self.prog} --help` lists what there is.")
+
+    def _known(self) -> Iterator[str]:
+        """Every option, those of the commands included."""
+        for action in self._actions:
+            yield from action.option_strings
+            if isinstance(action, argparse._SubParsersAction):
+                for command in action.choices.values():
+                    yield from command._known()
 
 
 def parser() -> Parser:
@@ -95,6 +104,7 @@ def _compare(p: argparse.ArgumentParser) -> None:
         "a", metavar="REFERENCE", help="a record, or a dump: .json, .bin, .npy, .safetensors, or a folder with one"
     )
     p.add_argument("b", metavar="CANDIDATE", help="what is compared with it")
+    p.add_argument("--profile", default="strict", help="criteria: strict (default) or seed")
     _where(p, out="")
 
 

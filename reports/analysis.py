@@ -95,7 +95,10 @@ def _in_units(
     ]
     limit = max((ratio for ratio in used if math.isfinite(ratio)), default=None)
     within = f", {share(limit)} of the limit" if limit is not None else ""
-    figures = f"RMS logit error at most {times(worst)} the largest of the honest {dtype} runs{within} (case {case}: {num(errors[case])})"
+    figures = (
+        f"RMS logit error at most {times(worst)} the largest of the honest {dtype} runs{within} "
+        f"(case {case}: {num(errors[case])})"
+    )
     if worst <= NEAR:
         return [f"As near to the reference as honest {dtype} arithmetic gets: {figures}.", *_decimals(record, subject)]
     if limit is not None and limit <= 1:
@@ -181,10 +184,9 @@ def bias(record: Record, subject: Subject) -> list[str]:
     if abs(z) < 3:
         return [f"The error has no direction (z = {num(z, 2)} over {plural(len(scores), 'case')})."]
     side = "above" if z > 0 else "below"
-    return [
-        f"The error is biased {side} the reference (z = {num(z, 2)} over {plural(len(scores), 'case')}): rounding to "
-        "nearest averages out, so look for truncation, a missing term or a constant that is off."
-    ]
+    text = f"The error is biased {side} the reference (z = {num(z, 2)} over {plural(len(scores), 'case')})"
+    advice = "rounding to nearest averages out, so look for truncation, a missing term or a constant that is off"
+    return [f"{text}: {advice}."]
 
 
 def drift(record: Record, subject: Subject) -> list[str]:
@@ -209,7 +211,8 @@ def _trend(data: dict[str, Any], column: str) -> Trend | None:
 
 
 def _drift_words(case: str, steps: int, own: Trend, normal: Trend | None) -> str:
-    text = f"Over {steps} forced steps ({case}) the error {own.word} (as step^{own.slope:.2f}, {times(own.growth)} from start to end)"
+    course = f"{own.word} (as step^{own.slope:.2f}, {times(own.growth)} from start to end)"
+    text = f"Over {steps} forced steps ({case}) the error {course}"
     if normal is None:
         return text + "."
     if own.slope > normal.slope + max(0.25, 2 * math.hypot(own.spread, normal.spread)):
@@ -225,17 +228,12 @@ def partings(record: Record, subject: Subject) -> list[str]:
     if exact:
         said.append(f"Greedy text equals the reference's in {len(exact)} of {plural(len(texts), 'case')}.")
     for seen in texts:
-        at, margin, allowed = (seen.data[key] for key in ("parting", "margin", "allowed"))
+        at, margin, allowed = seen.data["parting"], num(seen.data["margin"]), num(seen.data["allowed"])
+        text = f"In {seen.case} it parts at token {at}"
         if seen.data["class"] == "TIE":
-            said.append(
-                f"In {seen.case} it parts at token {at}, a near tie: the margin there is {num(margin)}, and honest error "
-                f"explains {num(allowed)}."
-            )
+            said.append(f"{text}, a near tie: the margin there is {margin}, and honest error explains {allowed}.")
         elif seen.data["class"] == "DIVERGED":
-            said.append(
-                f"In {seen.case} it parts at token {at} although the margin there is {num(margin)}, more than the "
-                f"{num(allowed)} that honest error explains: not a tie."
-            )
+            said.append(f"{text}, where the margin is {margin} and honest error explains {allowed}: not a tie.")
     return said
 
 
@@ -245,12 +243,10 @@ def divergence(record: Record, subject: Subject) -> list[str]:
     if not rows:
         return []
     worst = max(rows, key=lambda o: number_of(o.data["kl"]["mean"]) or 0.0)
-    data = worst.data
-    return [
-        f"Over {data['positions']} positions of {worst.case} the distribution is {num(data['kl']['mean'])} nats from the "
-        f"reference's on average and {num(data['kl']['max'])} at worst (KL); the most likely token is the same in "
-        f"{share(data['same_top'])}."
-    ]
+    data, kl = worst.data, worst.data["kl"]
+    distance = f"{num(kl['mean'])} nats from the reference's on average and {num(kl['max'])} at worst (KL)"
+    text = f"Over {data['positions']} positions of {worst.case} the distribution is {distance}"
+    return [f"{text}; the most likely token is the same in {share(data['same_top'])}."]
 
 
 QUESTIONS: tuple[Callable[[Record, Subject], list[str]], ...] = (

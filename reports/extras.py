@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from reports import plots, views
-from reports.document import Block, Blocks, Figure, per_case, say, table
+from reports.document import Block, Blocks, Cell, Figure, Fold, per_case, say, table
 from reports.record import Observation, Record, Subject
 from reports.text import MISSING, Span, code, dim, num, number_of, rich, share, size
 from reports.trend import trend
@@ -33,16 +33,13 @@ def distribution(record: Record) -> Blocks:
 
 def _distribution(record: Record, case: str) -> Blocks:
     lists = views.by_subject(record, "ladder", "distribution", case)
-    rows: list[list[Any]] = []
+    rows: list[list[Cell]] = []
     for title, key in (("KL(ref‖x)", "kl"), ("KL(x‖ref)", "kl_reverse"), ("JS", "js")):
-        for rung in plots.RUNGS:
-            if any(rung in (data.get(key) or {}) for data in lists.values()):
-                rows.append(
-                    [f"{title} {rung} (nat)", *(num((data.get(key) or {}).get(rung)) for data in lists.values())]
-                )
-    for title, show in _LADDER_ROWS:
-        rows.append([title, *(show(data) for data in lists.values())])
-    columns = ["", *(code(name) for name in lists)]
+        parts = {name: data.get(key) or {} for name, data in lists.items()}
+        rungs = [rung for rung in plots.RUNGS if any(rung in part for part in parts.values())]
+        rows += [[f"{title} {rung} (nat)", *(num(part.get(rung)) for part in parts.values())] for rung in rungs]
+    rows += [[title, *(show(data) for data in lists.values())] for title, show in _LADDER_ROWS]
+    columns: list[Cell] = ["", *(code(name) for name in lists)]
     return (*_drawn(plots.kl_ladder(record, case)), table(columns, rows, f"Distribution over {case}"))
 
 
@@ -62,19 +59,14 @@ def stepwise(record: Record) -> Blocks:
 
 def _stepwise(record: Record, case: str) -> Blocks:
     lists = views.by_subject(record, "series", "stepwise", case)
-    rows = [[code(name), *_ends(data)] for name, data in lists.items()]
-    columns = [
-        "Subject",
-        "Steps",
-        "RMS at start",
-        "RMS at end",
-        "Largest RMS",
-        "Largest |error|",
-        "State error at end",
-        "Course",
-    ]
-    figures = _drawn(plots.error_by_step(record, case), plots.error_by_step(record, case, "state"))
-    return (*figures, table(columns, rows, f"Drift over {case}", "lrrrrrrl"))
+    rows: list[list[Cell]] = [[code(name), *_ends(data)] for name, data in lists.items()]
+    return (*plots.errors_by_step(record, case), table(_DRIFT_COLUMNS, rows, f"Drift over {case}", "lrrrrrrl"))
+
+
+_DRIFT_COLUMNS = (
+    *("Subject", "Steps", "RMS at start", "RMS at end", "Largest RMS", "Largest |error|", "State error at end"),
+    "Course",
+)
 
 
 def _ends(data: dict[str, Any]) -> list[str]:
@@ -103,17 +95,11 @@ def consistency(record: Record) -> Blocks:
 
 
 def _consistency(record: Record, case: str) -> Blocks:
-    rows = [
-        [
-            code(name),
-            row["check"],
-            num(row["max_abs"]),
-            num(row["state"]),
-            Span("yes", "pass") if row["bit_equal"] else "no",
-        ]
-        for name, data in views.by_subject(record, "matrix", "consistency", case).items()
-        for row in data["rows"]
-    ]
+    rows: list[list[Cell]] = []
+    for name, data in views.by_subject(record, "matrix", "consistency", case).items():
+        for row in data["rows"]:
+            same = Span("yes", "pass") if row["bit_equal"] else Span("no")
+            rows.append([code(name), str(row["check"]), num(row["max_abs"]), num(row["state"]), same])
     columns = ["Subject", "Compared with one shot", "Largest |error| (logit)", "State error", "Same bits"]
     return (table(columns, rows, f"Consistency over {case}", "llrrr"),)
 
@@ -125,9 +111,9 @@ def state(record: Record) -> Blocks:
 
 
 def _state(record: Record, case: str) -> Blocks:
-    lists = views.by_subject(record, "state", "state", case)
-    rows = [
-        [code(name), size(data["bytes"]), _constant(data), _shapes(data), _growth(data)] for name, data in lists.items()
+    rows: list[list[Cell]] = [
+        [code(name), size(data["bytes"]), _constant(data), _shapes(data), _growth(data)]
+        for name, data in views.by_subject(record, "state", "state", case).items()
     ]
     columns = ["Subject", "Size", "Constant", "Parts", "RMS, first and last position"]
     return (table(columns, rows, f"State over {case}", "lrlll"),)
@@ -174,7 +160,7 @@ _SAMPLE_COLUMNS = ("Subject", "What", "Device", "Dtype", "Tokens", "Batch", "tok
 _RATIO_COLUMNS = ("Subject", "What", "Tokens", "Batch", "Versus", "Ratio", "Interval", "Verdict")
 
 
-def _sample(seen: Observation, subject: Subject | None) -> list[Any]:
+def _sample(seen: Observation, subject: Subject | None) -> list[Cell]:
     data, info = seen.data, subject.info if subject else {}
     return [
         code(seen.subject),
@@ -189,7 +175,7 @@ def _sample(seen: Observation, subject: Subject | None) -> list[Any]:
     ]
 
 
-def _ratio(seen: Observation) -> list[Any]:
+def _ratio(seen: Observation) -> list[Cell]:
     data = seen.data
     style = {"faster": "pass", "slower": "fail"}.get(str(data["verdict"]), "skipped")
     ratio = number_of(data["ratio"])
@@ -203,6 +189,33 @@ def _ratio(seen: Observation) -> list[Any]:
         f"{num(data['low'])}–{num(data['high'])}",
         Span(str(data["verdict"]), style),
     ]
+
+
+_HAVE_SECTIONS = ("logits", "distribution", "stepwise", "consistency", "state", "speed", "generation", "tokenization")
+
+
+def measurements(record: Record) -> Blocks:
+    """Every number that no table above shows; open for suites without a section, folded for the others."""
+    frame = views.measurement_frame(record)
+    names = [name for name in views.suites(record) if name != "logits" and name in set(frame["suite"])]
+    open_ones = [_numbers(record, name) for name in names if name not in _HAVE_SECTIONS]
+    folded = [Fold(rich("Suite ", code(n)), (_numbers(record, n),)) for n in names if n in _HAVE_SECTIONS]
+    return (*open_ones, *folded)
+
+
+def _numbers(record: Record, suite: str) -> Block:
+    """Case and measure against subjects, for one suite."""
+    mine = [m for m in record.measurements if m.suite == suite]
+    found = {(m.case, m.name, m.subject): m for m in mine}
+    subjects = list(dict.fromkeys(m.subject for m in mine))
+    rows: list[list[Cell]] = []
+    for case, name in dict.fromkeys((m.case, m.name) for m in mine):
+        cells = [found.get((case, name, subject)) for subject in subjects]
+        unit = next((m.unit for m in cells if m and m.unit), "")
+        title = name.replace("_", " ") + (f" ({unit})" if unit else "")
+        rows.append([case, title, *(num(m.value, 4) if m else MISSING for m in cells)])
+    columns: list[Cell] = ["Case", "Measure", *(code(subject) for subject in subjects)]
+    return table(columns, rows, f"Numbers of suite {suite}", "ll" + "r" * len(subjects))
 
 
 def note(text: str) -> Blocks:

@@ -17,6 +17,10 @@ ADVICE = {
         "Run the same subject in f32 first: if that fails too, the mathematics differs and not the rounding. Then "
         "compare inner tensors layer by layer."
     ),
+    "logits-f32": (
+        "This is no matter of the number format: the mathematics differs. Compare inner tensors layer by layer, from "
+        "the first token on."
+    ),
     "distribution": (
         "Look at logits first; if they pass, the difference comes from few positions: the percentiles in section "
         "Distribution show how few."
@@ -35,7 +39,7 @@ ADVICE = {
     ),
     "state": "Check that the state is a copy, complete (both shifts and the WKV state of every layer) and kept in f32.",
     "speed": "Measure again on a quiet machine; the interval in section Speed says how sure the number is.",
-    "compare": "Check that both files are of the same checkpoint and the same tokens; then see which measure is off first.",
+    "compare": "Check that both files are of the same checkpoint and tokens; then see which measure is off first.",
 }
 """Per suite, what to do about a failure."""
 
@@ -69,15 +73,15 @@ def verdict(record: Record) -> str:
     judged = counts["pass"] + counts["fail"]
     if record.exit_code() == 5:
         text = f"{word}: no criterion was applied to a number, which is not a pass"
-    elif counts["fail"]:
-        text = f"{word}: {counts['fail']} of {plural(judged, 'verdict')}"
     elif record.exit_code() == 4:
         text = f"{word}: {counts['pass']} of {plural(judged, 'verdict')} passed"
+    elif counts["fail"]:
+        text = f"{word}: {counts['fail']} of {plural(judged, 'verdict')}"
     else:
         text = f"{word}: {counts['pass']} of {plural(judged, 'verdict')}"
     rest = [f"{counts[name]} {words}" for name, words in _REST.items() if counts[name]]
     dead = sum(bool(subject.error) for subject in record.subjects)
-    rest += [f"{plural(dead, 'subject')} not opened or dead"] if dead else []
+    rest += [f"{plural(dead, 'subject')} dead"] if dead else []
     return ", ".join([text, *rest]) + _unfinished(record) + "."
 
 
@@ -119,10 +123,12 @@ def matrix(record: Record) -> Table:
     """Subject x suite: how many criteria passed of how many, or what else happened."""
     frame = views.matrix_frame(record)
     names = views.suites(record)
-    measured = {(row.subject, row.suite) for row in (*record.measurements, *record.observations)}
+    seen: tuple[views.Row, ...] = (*record.measurements, *record.observations)
+    measured = {(row.subject, row.suite) for row in seen}
     rows: list[list[Cell]] = []
     for subject in map(str, frame.index):
-        counts = [{name: int(frame.loc[subject, (suite, name)]) for name in views.SEVERITY} for suite in names]
+        row = frame.loc[subject].to_dict()
+        counts = [{name: int(row[suite, name]) for name in views.SEVERITY} for suite in names]
         cells = [_matrix_cell(c, (subject, suite) in measured) for c, suite in zip(counts, names, strict=True)]
         rows.append([code(subject), *cells])
     return table(["Subject", *names], rows, "Criteria passed, by subject and suite")
@@ -152,10 +158,11 @@ def cards(record: Record) -> Cards:
     order = list(dict.fromkeys((v.subject, v.criterion) for v in bad))
     bad.sort(key=lambda v: order.index((v.subject, v.criterion)))
     grouped = (list(group) for _, group in groupby(bad, key=lambda v: (v.subject, v.criterion)))
-    return Cards((*broken, *(_card(group) for group in grouped)))
+    exact = {s.id for s in record.subjects if s.info.get("dtype") in ("f32", "f64")}
+    return Cards((*broken, *(_card(group, exact) for group in grouped)))
 
 
-def _card(group: Sequence[Verdict]) -> Card:
+def _card(group: Sequence[Verdict], exact: set[str]) -> Card:
     """One failed criterion: the worst case in full, the others by name."""
     worst = group[0]
     ratio = views.excess(worst)
@@ -166,7 +173,14 @@ def _card(group: Sequence[Verdict]) -> Card:
     if worst.value is not None or worst.limit:
         lines.append(("Measured", rich(f"{num(worst.value)}{beyond}")))
         lines.append(("Allowed", rich(worst.limit or MISSING)))
-    said = {"Why": worst.why, "What happened": worst.detail, "What to do": ADVICE.get(worst.suite, "")}
+    said = {"Why": worst.why, "What happened": worst.detail, "What to do": _advice(worst, exact)}
     lines += [(name, rich(words)) for name, words in said.items() if words]
     heading = rich(code(worst.criterion), " of ", code(worst.subject))
     return Card(worst.outcome.value, heading, tuple(lines))
+
+
+def _advice(verdict: Verdict, exact: set[str]) -> str:
+    """What to do about a failure; `exact` are the subjects whose number format is no excuse."""
+    if verdict.suite == "logits" and verdict.subject in exact:
+        return ADVICE["logits-f32"]
+    return ADVICE.get(verdict.suite, "")

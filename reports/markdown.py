@@ -8,9 +8,9 @@ from reports.document import Table
 from reports.text import Rich, Span
 
 _SPECIAL = re.compile(r"[\\`*\[\]~$|]|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])")
-_BLOCK = re.compile(r"^(\s*)([#+\-=]|\d(?=\d*[.)](?:\s|$)))(?=[#\-=\d.)]*(?:\s|$))")
+_BLOCK = re.compile(r"^(\s*)([#+\-=](?=[#=\-]*(?:\s|$))|\d(?=\d*[.)](?:\s|$)))")
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-_PUNCTUATION = re.compile(r"[^0-9A-Za-z \u0080-\U0010ffff]")
+_PUNCTUATION = re.compile(r"[^0-9A-Za-z\u0080-\U0010ffff]")
 _STYLES = {"strong": "**{}**", "fail": "**{}**", "error": "**{}**", "moved": "*{}*"}
 
 
@@ -26,7 +26,7 @@ def code(text: str) -> str:
     if not text:
         return ""
     if "`" in text or "|" in text or (text[0] == text[-1] == " " and text.strip()):
-        return f"<code>{_PUNCTUATION.sub(lambda found: f'&#{ord(found[0])};', text)}</code>".replace("  ", "&#32;&#32;")
+        return f"<code>{_PUNCTUATION.sub(lambda found: f'&#{ord(found[0])};', text)}</code>"
     return f"`{text}`"
 
 

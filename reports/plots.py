@@ -7,7 +7,7 @@ from typing import Any
 from reports import views
 from reports.document import Figure
 from reports.record import Observation, Record
-from reports.svg import Axis, Bar, Series, bar_chart, line_chart, linear_axis, log_axis, named_axis
+from reports.svg import Axis, Bar, Series, bar_chart, line_chart, linear_axis, log_axis, named_axis, shorten
 from reports.text import finite, listed, num, number_of
 
 RUNGS = ("mean", "p50", "p90", "p99", "p99.9", "max")
@@ -27,7 +27,7 @@ def _series(name: str, points: tuple[tuple[float, float], ...], log: bool = True
     """A line whose legend says what a logarithmic axis cannot show."""
     broken = sum(not math.isfinite(y) for _, y in points)
     hidden = " (zero everywhere)" if log and points and all(y == 0 for _, y in points) else ""
-    return Series(name + (f" ({broken} not finite)" if broken else hidden), points)
+    return Series(shorten(name, 28) + (f" ({broken} not finite)" if broken else hidden), points)
 
 
 def _ys(series: Sequence[Series]) -> list[float]:
@@ -40,7 +40,7 @@ def _xs(series: Sequence[Series]) -> list[float]:
 
 
 def _largest(series: Sequence[Series]) -> str:
-    """ "a reaches 0.02, b 0.01": the summary of a plot of errors."""
+    """How far each line goes: the summary of a plot of errors."""
     tops = [(line.name, max((y for _, y in line.points if math.isfinite(y)), default=None)) for line in series]
     return listed([f"{name} reaches {num(top)}" for name, top in tops if top is not None])
 
@@ -57,27 +57,31 @@ def error_by_rank(record: Record, case: str) -> Figure | None:
     return Figure(line_chart(x, y, series, title, summary), title, summary)
 
 
-def error_by_step(record: Record, case: str, column: str = "rms") -> Figure | None:
-    """Error over forced steps; the band is what honest arithmetic reaches.
+def errors_by_step(record: Record, case: str) -> list[Figure]:
+    """Logit and state error over forced steps, a pair of plots for each number format, as their scales lie far apart."""
+    dtypes = {subject.id: str(subject.info.get("dtype") or "") for subject in record.subjects}
+    formats = dict.fromkeys(dtypes.get(name, "") for name in views.by_subject(record, "series", "stepwise", case))
+    found = [_error_by_step(record, case, dtypes, dtype, what) for dtype in formats for what in _STEP_COLUMNS]
+    return [figure for figure in found if figure]
 
-    Args:
-        record: where the series are.
-        case: which text.
-        column: "rms" (logits) or "state".
-    """
+
+_STEP_COLUMNS = {"rms": ("RMS logit error", "logit"), "state": ("State error", "relative")}
+
+
+def _error_by_step(record: Record, case: str, dtypes: Mapping[str, str], dtype: str, column: str) -> Figure | None:
+    """One of `errors_by_step`; the band is what honest arithmetic reaches."""
     lists = views.by_subject(record, "series", "stepwise", case)
-    lines = [_series(name, _points(data, "step", column)) for name, data in lists.items() if data.get(column)]
-    if not lines:
+    mine = {name: data for name, data in lists.items() if dtypes.get(name, "") == dtype and data.get(column)}
+    if not mine:
         return None
-    bands = [_band(name, data, column) for name, data in views.by_subject(record, "band", "stepwise", case).items()]
-    series = [*lines, *(band for band in bands if band)]
-    what = "RMS logit error" if column == "rms" else "state error"
-    title = f"{what[0].upper()}{what[1:]} by step, {case}"
-    summary = f"{what[0].upper()}{what[1:]} over forced steps: {_largest(lines)}."
-    x, y = (
-        linear_axis("step", _xs(series)),
-        log_axis(f"{what} ({'logit' if column == 'rms' else 'relative'})", _ys(series)),
-    )
+    lines = [_series(name, _points(data, "step", column)) for name, data in mine.items()]
+    bands = views.by_subject(record, "band", "stepwise", case)
+    honest = [_band(name, data, column) for name, data in bands.items() if name.partition("@")[2] == dtype]
+    series = [*lines, *(band for band in honest if band)]
+    what, unit = _STEP_COLUMNS[column]
+    title = f"{what} by step, {case}" + (f", {dtype.upper()}" if dtype else "")
+    summary = f"{what} over forced steps: {_largest(lines)}."
+    x, y = linear_axis("step", _xs(series)), log_axis(f"{what} ({unit})", _ys(series))
     return Figure(line_chart(x, y, series, title, summary), title, summary)
 
 

@@ -31,6 +31,7 @@ SECTIONS: tuple[tuple[str, tuple[Callable[[Record], Blocks], ...]], ...] = (
     ("Consistency", (extras.consistency,)),
     ("State", (extras.state,)),
     ("Speed", (extras.speed,)),
+    ("All other numbers", (extras.measurements,)),
 )
 """Title and builders of every section, in order. A new section is one function and one row."""
 
@@ -83,7 +84,7 @@ def _environment() -> "jinja2.Environment":
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,
-        autoescape=lambda name: name is not None and name.endswith(".html.jinja"),
+        autoescape=jinja2.select_autoescape(("html.jinja",)),
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

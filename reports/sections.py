@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from reports import analysis, views
-from reports.document import Block, Blocks, Bullets, Code, Fold, not_run, per_case, say, table
+from reports.document import Block, Blocks, Bullets, Cell, Code, Fold, not_run, per_case, say, table
 from reports.record import Outcome, Record, Verdict
 from reports.text import MISSING, Rich, Span, code, dim, listed, num, plural, rich, whole
 
@@ -17,7 +17,7 @@ def environment(record: Record) -> Blocks:
     if subjects:
         rows = [[title, *(get(subject.info) for subject in subjects)] for title, get in _ENVIRONMENT]
         kept = [row for row in rows if any(cell for cell in row[1:])]
-        columns = ["", *(code(subject.id) for subject in subjects)]
+        columns: list[Cell] = ["", *(code(subject.id) for subject in subjects)]
         filled = [[cell or MISSING for cell in row] for row in kept]
         blocks.append(table(columns, filled, "What computed", "l" * len(columns)))
     facts = list(_machine(record.environment))
@@ -152,7 +152,7 @@ def criteria(record: Record) -> Blocks:
     subjects += [name for name in dict.fromkeys(v.subject for v in ordered) if name not in subjects]
     ids = list(dict.fromkeys(v.criterion for v in record.verdicts))
     rows = [_criterion_row([v for v in ordered if v.criterion == name], subjects) for name in ids]
-    columns = ["Criterion", "Allowed", *(code(name) for name in subjects), "Why"]
+    columns: list[Cell] = ["Criterion", "Allowed", *(code(name) for name in subjects), "Why"]
     align = "ll" + "r" * len(subjects) + "l"
     return (
         say("The worst case of each subject; what was measured, and the outcome."),
@@ -161,14 +161,13 @@ def criteria(record: Record) -> Blocks:
     )
 
 
-def _criterion_row(verdicts: Sequence[Verdict], subjects: Sequence[str]) -> list[str | Span | Rich]:
+def _criterion_row(verdicts: Sequence[Verdict], subjects: Sequence[str]) -> list[Cell]:
     """One criterion; a limit that differs by subject stands in the subject's cell."""
     worst = {name: next((v for v in verdicts if v.subject == name), None) for name in subjects}
     limits = {v.limit for v in worst.values() if v and v.limit}
     one = len(limits) == 1
-    cells = [
-        _criterion_cell(verdict, not one, sum(v.subject == name for v in verdicts)) for name, verdict in worst.items()
-    ]
+    counts = {name: sum(v.subject == name for v in verdicts) for name in subjects}
+    cells = [_criterion_cell(verdict, not one, counts[name]) for name, verdict in worst.items()]
     allowed = limits.pop() if one else ("by subject" if limits else MISSING)
     why = next((v.why for v in verdicts if v.why), "")
     return [code(verdicts[0].criterion), allowed, *cells, dim(why)]
@@ -181,7 +180,7 @@ def _criterion_cell(verdict: Verdict | None, with_limit: bool, count: int) -> Ri
     if verdict.value is not None:
         spans.insert(0, Span(f"{num(verdict.value)} "))
     if with_limit and verdict.limit and verdict.outcome in (Outcome.PASS, Outcome.FAIL):
-        spans.append(dim(f" ({verdict.limit})"))
+        spans.append(Span(f" ({verdict.limit})", "limit"))
     if count > 1:
         spans.append(dim(f" {count} cases"))
     return tuple(spans)
@@ -189,18 +188,10 @@ def _criterion_cell(verdict: Verdict | None, with_limit: bool, count: int) -> Ri
 
 def _all_verdicts(verdicts: Sequence[Verdict]) -> Block:
     columns = ["Criterion", "Case", "Subject", "Measured", "Allowed", "Outcome", "Detail"]
-    rows = [
-        [
-            code(v.criterion),
-            v.case,
-            code(v.subject),
-            num(v.value),
-            v.limit or MISSING,
-            Span(v.outcome.value, v.outcome.value),
-            v.detail,
-        ]
-        for v in verdicts
-    ]
+    rows: list[list[Cell]] = []
+    for v in verdicts:
+        outcome = Span(v.outcome.value, v.outcome.value)
+        rows.append([code(v.criterion), v.case, code(v.subject), num(v.value), v.limit or MISSING, outcome, v.detail])
     return table(columns, rows, "All verdicts, worst first", "lllrlll")
 
 
@@ -214,7 +205,9 @@ def _generation(record: Record, case: str) -> Blocks:
     texts = views.by_subject(record, "text", "generation", case)
     first = views.reference(record)
     base = texts.get(first.id) if first else None
-    rows = [[code(name), *_parting(data)] for name, data in texts.items() if not first or name != first.id]
+    rows: list[list[Cell]] = [
+        [code(name), *_parting(data)] for name, data in texts.items() if not first or name != first.id
+    ]
     blocks: list[Block] = []
     if rows:
         columns = ["Subject", "Outcome", "Tokens", "Parts at", "Margin there", "Honest error explains"]
@@ -223,21 +216,16 @@ def _generation(record: Record, case: str) -> Blocks:
         if base is not None and data is not base and data["ids"] == base["ids"]:
             blocks.append(say(code(name), ": the same text."))
         else:
-            blocks += [
-                say(code(name), f", {plural(len(data['ids']), 'token')}:"),
-                Code(str(data["prompt"]) + str(data["text"])),
-            ]
+            blocks.append(say(code(name), f", {plural(len(data['ids']), 'token')}:"))
+            blocks.append(Code(str(data["prompt"]) + str(data["text"])))
     return tuple(blocks)
 
 
 def _parting(data: dict[str, Any]) -> list[str | Span]:
     known = str(data["class"])
     style = {"EXACT": "pass", "TIE": "skipped", "DIVERGED": "fail"}.get(known, "dim")
-    return [
-        Span(known or MISSING, style),
-        str(len(data["ids"])),
-        *(num(data[key]) for key in ("parting", "margin", "allowed")),
-    ]
+    numbers = [num(data[key]) for key in ("parting", "margin", "allowed")]
+    return [Span(known or MISSING, style), str(len(data["ids"])), *numbers]
 
 
 def analysed(record: Record) -> Blocks:
@@ -256,10 +244,8 @@ def analysed(record: Record) -> Blocks:
 def reproduce(record: Record) -> Blocks:
     """The command, and what it ran on."""
     facts = record.environment
-    commit = facts.get("commit")
-    lines = (
-        [f"# rwkv-harness at commit {commit}{' with local changes' if facts.get('dirty') else ''}"] if commit else []
-    )
+    commit, changed = facts.get("commit"), " with local changes" if facts.get("dirty") else ""
+    lines = [f"# rwkv-harness at commit {commit}{changed}"] if commit else []
     lines += ["# the same run", record.command.replace("\n", "\\n")] if record.command else []
     lines += ["# draw this report again, without a model", f"python -m harness report --record {record.id}.json"]
     return (Code("\n".join(lines), "bash"),)

@@ -23,10 +23,15 @@ _DASHES = ("", "6 3", "2 3", "9 3 2 3", "12 4", "4 2 1 2")
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
+def shorten(text: str, most: int) -> str:
+    """At most `most` characters, the last an ellipsis where some are missing."""
+    text = visible(text)
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def label(text: str, most: int = 46) -> str:
     """Untrusted text inside a drawing: visible, short, escaped."""
-    text = visible(text)
-    return str(escape(text if len(text) <= most else text[: most - 1] + "…"))
+    return str(escape(shorten(text, most)))
 
 
 @dataclass(frozen=True)
@@ -61,14 +66,14 @@ def log_axis(title: str, values: Iterable[float]) -> Axis:
     low, high = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))
     high = max(high, low + 1)
     step = max(1, math.ceil((high - low) / 6))
-    ticks = tuple((10.0**power, _power(power)) for power in range(low, high + 1, step))
+    powers = range(low, high + 1, step)
+    plain = low >= -2 and high <= 5
+    ticks = tuple((10.0**power, f"{10.0**power:,g}" if plain else _power(power)) for power in powers)
     return Axis(title, 10.0**low, 10.0**high, True, ticks)
 
 
 def _power(power: int) -> str:
-    if -2 <= power <= 4:
-        return f"{10**power:,}" if power >= 0 else f"{10.0**power:g}"
-    return "10" + str(power).translate(_SUPERSCRIPT)
+    return "1" if power == 0 else "10" + str(power).translate(_SUPERSCRIPT)
 
 
 def linear_axis(title: str, values: Iterable[float], from_zero: bool = True) -> Axis:
@@ -140,11 +145,9 @@ def _legend(series: Sequence[Series]) -> tuple[list[str], int]:
     parts = []
     for index, item in enumerate(series):
         y = 14 + LINE * index
-        parts.append(
-            f'<g style="{_style(item, index)}"><path class="line" d="M{LEFT} {y - 4}h26" stroke-dasharray="{_dash(item, index)}"/>'
-            + _mark(LEFT + 13, y - 4, index, item)
-            + f'<text x="{LEFT + 34}" y="{y}">{label(item.name)}</text></g>'
-        )
+        line = f'<path class="line" d="M{LEFT} {y - 4}h26" stroke-dasharray="{_dash(item, index)}"/>'
+        words = f'<text x="{LEFT + 34}" y="{y}">{label(item.name)}</text>'
+        parts.append(f'<g style="{_style(item, index)}">{line}{_mark(LEFT + 13, y - 4, index, item)}{words}</g>')
     return parts, 22 + LINE * len(series)
 
 
@@ -185,24 +188,15 @@ class _Frame:
         for value, words in self.y.ticks:
             _, y = self.at(self.x.low, value)
             parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-            parts.append(
-                f'<text class="tick" text-anchor="end" x="{LEFT - 6}" y="{y + 4:.1f}">{label(words, 12)}</text>'
-            )
+            parts.append(_text(LEFT - 6, y + 4, label(words, 12), "end", "tick"))
         for value, words in self.x.ticks:
             x, _ = self.at(value, self.y.low)
-            parts.append(f'<path class="grid" d="M{x:.1f} {self.bottom}v4"/>')
             anchor = "end" if x > WIDTH - RIGHT - 14 else "middle"
-            parts.append(
-                f'<text class="tick" text-anchor="{anchor}" x="{x:.1f}" y="{self.bottom + 17}">{label(words, 12)}</text>'
-            )
-        middle = (self.top + self.bottom) / 2
-        parts.append(
-            f'<text text-anchor="middle" x="{(LEFT + WIDTH) / 2}" y="{self.bottom + 36}">{label(self.x.title)}</text>'
-        )
-        parts.append(
-            f'<text text-anchor="middle" transform="translate(13 {middle}) rotate(-90)">{label(self.y.title)}</text>'
-        )
-        return parts
+            parts.append(f'<path class="grid" d="M{x:.1f} {self.bottom}v4"/>')
+            parts.append(_text(x, self.bottom + 17, label(words, 12), anchor, "tick"))
+        parts.append(_text((LEFT + WIDTH) / 2, self.bottom + 36, label(self.x.title)))
+        turn = f'transform="translate(13 {(self.top + self.bottom) / 2}) rotate(-90)"'
+        return [*parts, f'<text text-anchor="middle" {turn}>{label(self.y.title)}</text>']
 
     def draw(self, series: Series, index: int) -> list[str]:
         """One series: its band, its line, its dots."""
@@ -252,6 +246,11 @@ class Bar:
     colour: int = 0
 
 
+def _text(x: float, y: float, words: str, anchor: str = "middle", kind: str = "") -> str:
+    """A line of text; `words` are escaped already."""
+    return f'<text class="{kind}" text-anchor="{anchor}" x="{x:.1f}" y="{y:.1f}">{words}</text>'
+
+
 def bar_chart(bars: Sequence[Bar], axis: Axis, title: str, summary: str) -> str:
     """Bars from zero with whiskers, each under its own line of words, grouped."""
     body: list[str] = []
@@ -260,29 +259,27 @@ def bar_chart(bars: Sequence[Bar], axis: Axis, title: str, summary: str) -> str:
         if bar.group != group:
             group = bar.group
             y += 20
-            body.append(f'<text class="head" x="4" y="{y:.0f}">{label(group, 60)}</text>')
+            body.append(_text(4, y, label(group, 60), "start", "head"))
         y += 18
-        body.append(f'<text x="4" y="{y:.0f}">{label(bar.name, 34)}</text>')
-        body.append(f'<text class="tick" text-anchor="end" x="{WIDTH - 4}" y="{y:.0f}">{label(bar.words, 40)}</text>')
-        body += _bar(bar, axis, y + 6)
+        body.append(_text(4, y, label(bar.name, 34), "start"))
+        body.append(_text(WIDTH - 4, y, label(bar.words, 40), "end", "tick"))
+        body.append(_bar(bar, axis, y + 6))
         y += 16
-    y += 14
     for value, words in axis.ticks:
         x = _across(axis, value)
         anchor = "start" if x < 8 else ("end" if x > WIDTH - 24 else "middle")
-        body.append(f'<text class="tick" text-anchor="{anchor}" x="{x:.1f}" y="{y:.0f}">{label(words, 12)}</text>')
-    body.append(f'<text text-anchor="middle" x="{WIDTH / 2}" y="{y + 18:.0f}">{label(axis.title)}</text>')
-    return drawing(body, y + 24, title, summary)
+        body.append(_text(x, y + 14, label(words, 12), anchor, "tick"))
+    body.append(_text(WIDTH / 2, y + 32, label(axis.title)))
+    return drawing(body, y + 38, title, summary)
 
 
 def _across(axis: Axis, value: float) -> float:
     return 4 + axis.share(value) * (WIDTH - 8)
 
 
-def _bar(bar: Bar, axis: Axis, y: float) -> list[str]:
+def _bar(bar: Bar, axis: Axis, y: float) -> str:
     value, low, high = (_across(axis, number) for number in (bar.value, bar.low, bar.high))
     whisker = f"M{low:.1f} {y + 1:.1f}v8M{high:.1f} {y + 1:.1f}v8M{low:.1f} {y + 5:.1f}H{high:.1f}"
-    return [
-        f'<g style="--c:var(--s{bar.colour % 6 + 1})"><rect class="bar" x="4" y="{y:.1f}" width="{max(value - 4, 0.5):.1f}" height="10" rx="1"/>',
-        f'<path class="whisker" d="{whisker}"/></g>',
-    ]
+    box = f'x="4" y="{y:.1f}" width="{max(value - 4, 0.5):.1f}" height="10" rx="1"'
+    colour = f"--c:var(--s{bar.colour % 6 + 1})"
+    return f'<g style="{colour}"><rect class="bar" {box}/><path class="whisker" d="{whisker}"/></g>'

@@ -40,20 +40,15 @@ def trend(steps: Sequence[float], errors: Sequence[float]) -> Trend | None:
     slope, spread = _fit(pooled)
     late, _ = _fit(pooled[len(pooled) // 2 :])
     growth = math.exp(pooled[-1][1] - pooled[0][1])
-    if slope <= max(FLAT, 2 * spread):
-        word = "stays flat"
-    else:
-        word = "saturates" if late < FLAT else "accumulates"
+    growing = "saturates" if late < FLAT else "accumulates"
+    word = "stays flat" if slope <= max(FLAT, 2 * spread) else growing
     return Trend(word, slope, spread, growth)
 
 
 def _pool(steps: Sequence[float], errors: Sequence[float]) -> list[tuple[float, float]]:
     """Mean log step and mean log error of each log-spaced bin that has any."""
-    points = sorted(
-        (math.log(s + 1), math.log(e))
-        for s, e in zip(steps, errors, strict=False)
-        if s >= 0 and e > 0 and math.isfinite(e)
-    )
+    pairs = zip(steps, errors, strict=False)
+    points = sorted((math.log(s + 1), math.log(e)) for s, e in pairs if s >= 0 and 0 < e < math.inf)
     if not points:
         return []
     low, high = points[0][0], points[-1][0]

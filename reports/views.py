@@ -4,11 +4,13 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from reports.record import Observation, Outcome, Record, Subject, Verdict
+from reports.record import Measurement, Observation, Outcome, Record, Subject, Verdict
 from reports.text import number_of, visible
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Row = Observation | Measurement | Verdict
 
 RMS = ("rms_error", "rms")
 MAX = ("max_abs_error", "max_abs")
@@ -58,14 +60,14 @@ def by_subject(record: Record, kind: str, suite: str, case: str) -> dict[str, di
 
 def cases(record: Record, suite: str) -> list[str]:
     """The cases of a suite that left anything, in the order in which they ran."""
-    rows = (*record.observations, *record.measurements, *record.verdicts)
+    rows: tuple[Row, ...] = (*record.observations, *record.measurements, *record.verdicts)
     return list(dict.fromkeys(row.case for row in rows if row.suite == suite))
 
 
 def suites(record: Record) -> list[str]:
     """The suites that were asked for or left anything, in order."""
     asked = [str(suite.get("name", "")) for suite in record.suites]
-    rows = (*record.verdicts, *record.measurements, *record.observations)
+    rows: tuple[Row, ...] = (*record.verdicts, *record.measurements, *record.observations)
     return [name for name in dict.fromkeys([*asked, *(row.suite for row in rows)]) if name]
 
 
@@ -153,7 +155,7 @@ def matrix_frame(record: Record) -> "pd.DataFrame":
 
 
 def pivot_frame(record: Record, suite: str, case: str) -> "pd.DataFrame":
-    """Measurement name x subject -> value, for one case, both in the record's order; None where nothing was measured."""
+    """Measurement name x subject -> value, for one case, in the record's order; None where nothing was measured."""
     import pandas as pd
 
     found = {(m.name, m.subject): m.value for m in record.measurements if (m.suite, m.case) == (suite, case)}
@@ -177,9 +179,7 @@ def top_frame(record: Record, case: str) -> "pd.DataFrame":
     rows: dict[int, dict[Any, Any]] = {}
     for subject, data in lists.items():
         for row in data["rows"]:
-            entry = rows.setdefault(
-                int(row["id"]), {"piece": row["piece"], "rank_ref": row["rank_ref"], "ref": row["ref"]}
-            )
+            entry = rows.setdefault(int(row["id"]), {key: row[key] for key in ("piece", "rank_ref", "ref")})
             if first is None or subject != first.id:
                 entry |= {(subject, "rank"): row["rank"], (subject, "logit"): row["logit"]}
     columns = list(dict.fromkeys(column for entry in rows.values() for column in entry))

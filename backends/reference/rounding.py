@@ -10,38 +10,41 @@ from collections.abc import Callable, Collection
 import torch
 from torch import Tensor
 
-SIGNIFICAND = {"bf16": 8, "f16": 11, "f32": 24}
-"""Bits of the significand, the hidden one included."""
-
-SMALLEST = {"bf16": -133, "f16": -24, "f32": -149}
-"""Exponent of the smallest subnormal: no step is finer."""
+DROPPED_BITS = 16  # of float32's significand, in bfloat16
+F16_BITS, F16_SMALLEST = 11, -24  # significand with its hidden bit; exponent of the smallest subnormal
 
 
-def step(x: Tensor, dtype: str) -> Tensor:
-    """Distance between neighbouring numbers of a format around |x|."""
-    exponent = torch.frexp(x).exponent - SIGNIFICAND[dtype]
-    return torch.ldexp(torch.ones_like(x), exponent.clamp_min(SMALLEST[dtype]))
+def to_bf16(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Round float32 to bfloat16, up or down at random, unbiased: random bits are added below the cut."""
+    noise = torch.randint(0, 1 << DROPPED_BITS, x.shape, generator=generator, dtype=torch.int32)
+    bits = (x.view(torch.int32) + noise) & -(1 << DROPPED_BITS)
+    return torch.where(x.isfinite(), bits.view(torch.float32), x)
 
 
-def stochastic(x: Tensor, dtype: str, generator: torch.Generator) -> Tensor:
-    """Round x to a format, up or down at random, unbiased; what is not finite stays as it is."""
-    unit = step(x, dtype)
-    noise = torch.rand(x.shape, generator=generator, dtype=x.dtype)
+def to_f16(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Round float32 to float16's grid, up or down at random, unbiased; its range is not applied."""
+    exponent = (torch.frexp(x).exponent - F16_BITS).clamp_min(F16_SMALLEST)
+    unit = torch.ldexp(torch.ones_like(x), exponent)
+    noise = torch.rand(x.shape, generator=generator)
     return torch.where(x.isfinite(), torch.floor(x / unit + noise) * unit, x)
 
 
-def jitter(x: Tensor, dtype: str, generator: torch.Generator) -> Tensor:
-    """Move x by up to half a step of a format: what another order of summation may do to its last bit."""
-    noise = torch.rand(x.shape, generator=generator, dtype=x.dtype) - 0.5
-    return torch.where(x.isfinite(), x + noise * step(x, dtype), x)
+def jitter(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Move float32 by up to its last bit: what another order of summation may do to it."""
+    noise = torch.rand(x.shape, generator=generator) - 0.5
+    return x + x * (noise * 2.0**-23)
+
+
+ROUNDED = {"bf16": to_bf16, "f16": to_f16, "f32": jitter}
+"""Number format -> its random rounding of a float32 tensor."""
 
 
 def honest(dtype: str, seed: int, keep: Collection[str]) -> Callable[[str, Tensor], Tensor]:
     """The rounding of an honest implementation whose activations are `dtype`.
 
-    float32 is evaluated in float32, so its sums already carry that format's error and only the last bit
-    is moved. For the 16-bit formats products are summed in float32 and the result is rounded; the
-    tensors in `keep` stay in float32, as every sound port holds them.
+    Everything is evaluated in float32, so that sums carry that format's own error, and rounded where a
+    tensor has a name. The tensors in `keep` stay in float32, as every sound port holds them; the
+    recurrence rounds itself at every token and is left to that.
 
     Args:
         dtype: "f32", "bf16" or "f16".
@@ -49,10 +52,9 @@ def honest(dtype: str, seed: int, keep: Collection[str]) -> Callable[[str, Tenso
         keep: last part of the names that a low-precision port holds in float32.
     """
     generator = torch.Generator().manual_seed(seed)
+    rounded = ROUNDED[dtype]
 
     def rounding(name: str, value: Tensor) -> Tensor:
-        if dtype == "f32" or name.rpartition(".")[2] in keep:
-            return jitter(value, "f32", generator)
-        return stochastic(value, dtype, generator)
+        return value if name.rpartition(".")[2] in keep else rounded(value, generator)
 
     return rounding

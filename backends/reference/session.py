@@ -80,7 +80,8 @@ class EquationSession(Session):
 
     def export_state(self, state: Carry) -> State:
         """The carry as arrays in the agreed layout (a copy)."""
-        return State(**{part: self._stack(state, name) for part, name in PARTS.items()})
+        att_shift, wkv, ffn_shift = (self._stack(state, name) for name in PARTS.values())
+        return State(att_shift, wkv, ffn_shift)
 
     def import_state(self, state: State) -> Carry:
         """The carry that continues from `state`."""

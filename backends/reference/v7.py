@@ -20,7 +20,7 @@ KEY_NORM_FLOOR = 1e-12  # a floor of the norm, not a term under the root
 
 def split(x: Tensor, heads: int) -> Tensor:
     """(..., C) -> (..., H, N)."""
-    return x.unflatten(-1, (heads, -1))
+    return x.view(*x.shape[:-1], heads, -1)
 
 
 def lerp(x: Tensor, previous: Tensor, share: Tensor) -> Tensor:

@@ -34,7 +34,8 @@ def _forced(session: Session, context: Context, ids: list[int], rows: int) -> Ar
     fed = np.concatenate([context.tokens, np.asarray(ids[:-1], dtype=np.int64)])
     logits = session.forward(np.tile(fed, (rows, 1)), want=Want(logits="all")).logits
     assert logits is not None
-    return logits[:, len(context.tokens) - 1 :]
+    steps: Array = logits[:, len(context.tokens) - 1 :]
+    return steps
 
 
 def _scores(logits: Array, context: Context) -> Array:
@@ -60,8 +61,8 @@ def _sampler(context: Context) -> Sampler | None:
         nonlocal step
         noise = np.random.default_rng([context.seed, step]).gumbel(size=logits.shape[-1])
         step += 1
-        chosen = (logits.astype(np.float64) + float(context.case.options["temperature"]) * noise).argmax(axis=-1)
-        return chosen.astype(np.int64)
+        chosen: Ids = (logits.astype(np.float64) + float(context.case.options["temperature"]) * noise).argmax(axis=-1)
+        return chosen
 
     return sample
 
@@ -96,6 +97,8 @@ def compare(got: Sample, truth: Sample, context: Context) -> list[Number]:
     """`agreement` is the share of tokens before the first parting; `unexplained` the partings that were no near tie."""
     if len(got["ids"]) != len(truth["ids"]):
         return [Number("unexplained", float("inf"), where=f"{len(got['ids'])} tokens, not {len(truth['ids'])}")]
+    if got["logits"] is not None and not np.isfinite(got["logits"]).all():
+        return [Number("unexplained", float("nan"), where="logits along the truth's tokens are not finite")]
     margins = _margins(got, truth, context)
     wide = {step: margin for step, margin in margins.items() if not margin <= _allowed(context)}
     first = _parting(got["ids"], truth["ids"])

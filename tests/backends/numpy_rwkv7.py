@@ -59,11 +59,7 @@ def _time_mix(b: Mapping[str, Array], h: Array, last: Array, S: Array, v_first: 
 
 def wkv_token(S: Array, r: Array, w: Array, k: Array, v: Array, kk: Array, a: Array) -> tuple[Array, Array]:
     """One token for all heads: S (..., N value, N key), the rest (..., N) -> the new S and y."""
-    S = (
-        S * w[..., None, :]
-        - np.einsum("...vk,...k,...j->...vj", S, kk, kk * a)
-        + np.einsum("...v,...k->...vk", v, k)
-    )
+    S = S * w[..., None, :] - np.einsum("...vk,...k,...j->...vj", S, kk, kk * a) + np.einsum("...v,...k->...vk", v, k)
     return S, np.einsum("...vk,...k->...v", S, r)
 
 

@@ -127,7 +127,7 @@ def test_a_download_that_fails_for_good(server: Hub, tmp_path: Path, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", broken)
-    with pytest.raises(InputError, match="could not be downloaded.*No space left on device; try again"):
+    with pytest.raises(InputError, match=r"could not be downloaded.*No space left on device; try again"):
         _fetch("lab/single", server.address, tmp_path)
 
 

@@ -1,0 +1,215 @@
+"""The stages of a run: the truth, honest runs, candidates, speed. Each writes into the ledger."""
+
+import importlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import cast
+
+from backends.base import Session
+from backends.errors import BackendError, InputError, Unsupported
+from backends.registry import open_session, parse
+from harness import bench, envelope, suite
+from harness.job import Job
+from harness.judge import again, load
+from harness.ledger import Ledger, Spreads, info_facts, one_line, planned
+from harness.measures.base import Context, Measure, Sample, Spread
+from harness.suite import Case, Suite
+from reports.record import Measurement, Observation, Outcome, Subject
+
+SPEED = "speed"
+
+COLUMNED = ("logits", "generation")
+"""Suites whose tables have a column for the reference."""
+
+
+def units(job: Job) -> Iterator[tuple[Suite, Case]]:
+    """Every case of every suite but speed, in order."""
+    for name in job.suites:
+        if name != SPEED:
+            loaded = suite.load(name)
+            yield from ((loaded, case) for case in loaded.cases)
+
+
+def measure_of(found: Suite) -> Measure:
+    """The measure module of a suite."""
+    return cast(Measure, importlib.import_module(f"harness.measures.{found.measure}"))
+
+
+def truth_of(ledger: Ledger, session: Session, found: Suite, case: Case) -> Sample:
+    """The reference's sample of a case, computed when first asked for; a second program's where a suite has one."""
+    key = (found.name, case.name)
+    if key not in ledger.truths:
+        measure, context = measure_of(found), ledger.context(case)
+        if hasattr(measure, "independent"):
+            ledger.truths[key] = measure.independent(context)
+        else:
+            ledger.truths[key] = measure.collect(session, context, None)[0]
+    return ledger.truths[key]
+
+
+def reference_evidence(ledger: Ledger, session: Session) -> None:
+    """Tables that have a column for the reference need its evidence too."""
+    kept = {(o.suite, o.case) for o in ledger.observations if o.subject == ledger.job.reference}
+    for found, case in units(ledger.job):
+        if found.name in COLUMNED and (found.name, case.name) not in kept:
+            truth = truth_of(ledger, session, found, case)
+            for kind, data in measure_of(found).observe(truth, truth, ledger.context(case)):
+                ledger.observations.append(Observation(found.name, case.name, ledger.job.reference, kind, data))
+
+
+def envelopes(ledger: Ledger, truth_session: Session) -> Spreads:
+    """Honest runs of every case in every number format that a candidate computes in."""
+    formats = [f for f in dict.fromkeys(parse(name).dtype for name in ledger.job.subjects) if f in envelope.FORMATS]
+    suites = {found.name for found, _ in units(ledger.job) if found.envelope}
+    if SPEED in ledger.job.suites:
+        suites.add("logits")
+    count = envelope.runs(ledger.job.honest_runs, ledger.weights.facts.parameters)
+    spreads: Spreads = {}
+    for dtype in formats if suites else ():
+        spec = parse(f"honest:{ledger.job.seed}@{dtype}")
+        subject = envelope.honest_id(dtype)
+        with open_session(spec, ledger.weights, ledger.job.threads) as session:
+            ledger.subjects[subject] = Subject(subject, "honest", {**info_facts(session.info), "runs": count})
+            for found, case in _honest_units(ledger.job, suites):
+                spreads[found.name, case.name, subject] = _envelope(
+                    ledger, truth_session, session, subject, found, case, count
+                )
+    return spreads
+
+
+def _honest_units(job: Job, suites: set[str]) -> Iterator[tuple[Suite, Case]]:
+    for name in sorted(suites):
+        found = suite.load(name)
+        cases = found.cases if name in job.suites else found.cases[:1]  # speed's gate needs one prompt
+        yield from ((found, case) for case in cases)
+
+
+def _envelope(
+    ledger: Ledger, truth_session: Session, session: Session, subject: str, found: Suite, case: Case, count: int
+) -> dict[str, Spread]:
+    known = _known_spreads(ledger, found.name, case.name, subject)
+    if known:
+        return known
+    ledger.progress(f"{found.name} {case.name}: {count} honest runs, {subject}")
+    truth = truth_of(ledger, truth_session, found, case)
+    spreads, evidence = envelope.measure_envelope(measure_of(found), session, ledger.context(case), truth, count)
+    if found.name in ledger.job.suites:
+        where = f"largest of {count} runs"
+        ledger.measurements += [
+            Measurement(found.name, case.name, subject, name, spread.largest, where=where)
+            for name, spread in spreads.items()
+        ]
+        ledger.observations += [Observation(found.name, case.name, subject, kind, data) for kind, data in evidence]
+    ledger.save()
+    return spreads
+
+
+def _known_spreads(ledger: Ledger, found: str, case: str, subject: str) -> dict[str, Spread]:
+    """Spreads that a resumed record already holds."""
+    for o in ledger.observations:
+        if (o.suite, o.case, o.subject, o.kind) == (found, case, subject, "envelope"):
+            return {name: Spread(float(row["median"]), float(row["max"])) for name, row in o.data["measures"].items()}
+    return {}
+
+
+def candidate(ledger: Ledger, stack: ExitStack, name: str, truth_session: Session, spreads: Spreads) -> Session | None:
+    """Run one candidate through all suites; it stays open if its speed will be asked for."""
+    done = ledger.done()
+    todo = [(f, c) for f, c in units(ledger.job) if (f.name, c.name, name) not in done]
+    if not todo and SPEED not in ledger.job.suites:
+        return None
+    ledger.progress(f"opening {name}")
+    try:
+        session = open_session(parse(name), ledger.weights, ledger.job.threads)
+    except InputError:
+        raise
+    except Exception as error:  # a backend may break in any way; the others go on
+        ledger.subjects[name] = Subject(name, "candidate", planned(name), error=one_line(error))
+        for found, case in units(ledger.job):
+            ledger.event((found.name, case.name, name), Outcome.ERROR, error)
+        return None
+    if SPEED in ledger.job.suites:
+        stack.enter_context(session)
+    try:
+        ledger.subjects[name] = Subject(name, "candidate", info_facts(session.info))
+        for found, case in todo:
+            ledger.progress(f"{found.name} {case.name}: {name}")
+            honest = spreads.get((found.name, case.name, envelope.honest_id(session.info.dtype)), {})
+            with ledger.guarded((found.name, case.name, name)):
+                _unit(
+                    ledger,
+                    session,
+                    found,
+                    ledger.context(case, honest),
+                    truth_of(ledger, truth_session, found, case),
+                    name,
+                )
+            ledger.save()
+    finally:
+        if SPEED not in ledger.job.suites:
+            session.close()
+    return session
+
+
+def _unit(ledger: Ledger, session: Session, found: Suite, context: Context, truth: Sample, name: str) -> None:
+    """One case on one candidate."""
+    missing = [ability for ability in found.needs if ability not in session.info.abilities]
+    if missing:
+        raise Unsupported(f"the suite needs {', '.join(missing)}, which this backend does not offer")
+    measure = measure_of(found)
+    sample = measure.collect(session, context, truth)[0]
+    if found.name not in ("state", "consistency", "tokenization"):
+        _check_shapes(sample, truth)
+    numbers = measure.compare(sample, truth, context)
+    evidence = list(measure.observe(sample, truth, context))
+    where = (found.name, context.case.name, name)
+    ledger.measurements += [Measurement(*where, n.name, n.value, n.unit, n.where) for n in numbers]
+    ledger.observations += [Observation(*where, kind, data) for kind, data in evidence]
+
+
+def _check_shapes(sample: Sample, truth: Sample) -> None:
+    """A candidate's logits must have as many columns as the truth's; nothing may broadcast."""
+    got, want = sample.get("logits"), truth.get("logits")
+    if got is not None and want is not None and (got.ndim != 2 or got.shape[1] != want.shape[1]):
+        raise BackendError(f"logits of shape {got.shape}, where the reference has {want.shape}")
+
+
+def speed(ledger: Ledger, truth_session: Session, sessions: dict[str, Session], spreads: Spreads) -> None:
+    """Interleaved timing of those subjects whose logits are right."""
+    found = suite.load(SPEED)
+    for case in found.cases:
+        fit: dict[str, Session] = {}
+        for name in ledger.job.subjects:
+            unit = (SPEED, case.name, name)
+            if name not in sessions:
+                ledger.event(unit, Outcome.ERROR, BackendError(ledger.subjects[name].error or "not opened"))
+            elif not _passes_logits(ledger, truth_session, name, sessions[name], spreads):
+                ledger.event(
+                    unit,
+                    Outcome.SKIPPED,
+                    BackendError("no speed is stated for a subject whose logits are wrong"),
+                )
+            else:
+                fit[name] = sessions[name]
+        if fit:
+            with ledger.guarded((SPEED, case.name, next(iter(fit)))):
+                for row in bench.measure(fit, ledger.context(case), ledger.progress):
+                    (ledger.measurements if isinstance(row, Measurement) else ledger.observations).append(row)  # type: ignore[arg-type]
+
+
+def _passes_logits(ledger: Ledger, truth_session: Session, name: str, session: Session, spreads: Spreads) -> bool:
+    """Whether a subject's logits pass the profile; measured on one prompt if the suite is not part of the job."""
+    if "logits" in ledger.job.suites:
+        verdicts = again(ledger.snapshot(), load(ledger.job.profile)).verdicts
+        own = [v for v in verdicts if v.suite == "logits" and v.subject == name]
+        return bool(own) and all(v.outcome is Outcome.PASS for v in own)
+    found = suite.load("logits")
+    case = found.cases[0]
+    honest = spreads.get((found.name, case.name, envelope.honest_id(session.info.dtype)), {})
+    context = ledger.context(case, honest)
+    measure = measure_of(found)
+    numbers = measure.compare(
+        measure.collect(session, context, None)[0], truth_of(ledger, truth_session, found, case), context
+    )
+    rms = next(number.value for number in numbers if number.name == "rms")
+    return bool(rms <= 3 * context.largest("rms"))

@@ -1,0 +1,85 @@
+"""Everything that can be run, for people and for CI. Bare `nox` = lint, types, tests, docs."""
+
+import os
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["lint", "types", "tests", "docs"]
+nox.options.reuse_existing_virtualenvs = True
+nox.options.default_venv_backend = "virtualenv"
+
+CONSTRAINTS = "constraints.txt"
+OUT = Path("reports") / "out"
+
+
+def install(session: nox.Session, *extras: str) -> None:
+    """The project itself, editable, with the pinned torch in the same command."""
+    target = f".[{','.join(extras)}]" if extras else "."
+    session.install("-c", CONSTRAINTS, "-e", target)
+
+
+def harness(session: nox.Session, *arguments: str) -> None:
+    session.run("python", "-m", "harness", *arguments)
+
+
+@nox.session
+def validate(session: nox.Session) -> None:
+    """Judge every backend that can run here on the embedded checkpoint; writes reports/out/report.html."""
+    install(session)
+    harness(session, "validate", *session.posargs)
+
+
+@nox.session
+def report(session: nox.Session) -> None:
+    """Draw the documents of the latest run (or of `--record FILE`)."""
+    install(session)
+    harness(session, "report", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Tokens/s of the backends, and pytest-benchmark for the parts of the harness itself."""
+    install(session, "test")
+    if not session.posargs:
+        session.run("pytest", "tests/bench", "--benchmark-only", "--benchmark-autosave", "-q")
+    harness(session, "bench", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The test suite with branch coverage."""
+    install(session, "test")
+    cover = [] if session.posargs else ["--cov", "--cov-report=term:skip-covered", "--cov-fail-under=90"]
+    session.run("pytest", *cover, *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and formatting."""
+    session.install("ruff>=0.12")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy, strict."""
+    install(session, "test", "types", "nox")
+    session.run("mypy")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Documents against the code: every command, suite, backend and file is mentioned; every link leads somewhere."""
+    install(session, "test")
+    session.run("pytest", "tests/test_docs.py", "-q", "--no-cov")
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Wheel and source archive into dist/."""
+    session.install("build")
+    shutil.rmtree("dist", ignore_errors=True)
+    session.run("python", "-m", "build", env={"PIP_CONSTRAINT": os.fspath(Path(CONSTRAINTS).resolve())})
