@@ -58,7 +58,7 @@ def error_by_rank(record: Record, case: str) -> Figure | None:
 
 
 def errors_by_step(record: Record, case: str) -> list[Figure]:
-    """Logit and state error over forced steps, a pair of plots for each number format, as their scales lie far apart."""
+    """Logit and state error over forced steps, a pair of plots for each number format: their scales lie far apart."""
     dtypes = {subject.id: str(subject.info.get("dtype") or "") for subject in record.subjects}
     formats = dict.fromkeys(dtypes.get(name, "") for name in views.by_subject(record, "series", "stepwise", case))
     found = [_error_by_step(record, case, dtypes, dtype, what) for dtype in formats for what in _STEP_COLUMNS]

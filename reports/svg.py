@@ -13,7 +13,7 @@ from markupsafe import escape
 
 from reports.text import visible
 
-WIDTH, LEFT, RIGHT = 480, 62, 14
+WIDTH, LEFT, RIGHT = 480, 70, 14
 FONT, LINE = 13, 17
 MOST_POINTS = 300
 """Points of a line; more are thinned to the largest of each run, since the worst must stay visible."""
@@ -68,12 +68,19 @@ def log_axis(title: str, values: Iterable[float]) -> Axis:
     step = max(1, math.ceil((high - low) / 6))
     powers = range(low, high + 1, step)
     plain = low >= -2 and high <= 5
-    ticks = tuple((10.0**power, f"{10.0**power:,g}" if plain else _power(power)) for power in powers)
+    factors = (1, 2, 5) if high - low == 1 else (1,)
+    marks = [(power, factor) for power in powers for factor in factors if factor == 1 or power < high]
+    ticks = tuple(
+        (factor * 10.0**power, f"{factor * 10.0**power:,g}" if plain else _power(power, factor))
+        for power, factor in marks
+    )
     return Axis(title, 10.0**low, 10.0**high, True, ticks)
 
 
-def _power(power: int) -> str:
-    return "1" if power == 0 else "10" + str(power).translate(_SUPERSCRIPT)
+def _power(power: int, factor: int) -> str:
+    """A decade in exponents: 10⁻⁶, 5·10⁻⁶."""
+    decade = "1" if power == 0 else "10" + str(power).translate(_SUPERSCRIPT)
+    return decade if factor == 1 else f"{factor}·{decade}"
 
 
 def linear_axis(title: str, values: Iterable[float], from_zero: bool = True) -> Axis:
