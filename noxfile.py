@@ -83,3 +83,14 @@ def build(session: nox.Session) -> None:
     session.install("build")
     shutil.rmtree("dist", ignore_errors=True)
     session.run("python", "-m", "build", env={"PIP_CONSTRAINT": os.fspath(Path(CONSTRAINTS).resolve())})
+
+
+@nox.session
+def cuda(session: nox.Session) -> None:
+    """Everything that needs an NVIDIA GPU, in one run: its tests, a judged run, and speed of real shapes."""
+    install(session, "test")
+    session.run("pytest", "-m", "cuda", "-q")
+    harness(session, "validate", "--device", "cuda", "--out", "reports/out/cuda")
+    for size in session.posargs or ["0.1b", "1.5b"]:
+        model, out = f"synthetic:rwkv7-{size}", f"reports/out/cuda-{size}"
+        harness(session, "bench", "--model", model, "--device", "cuda", "--out", out)

@@ -24,7 +24,7 @@ Array = npt.NDArray[Any]
 DTYPES = ("f64", "f32", "bf16", "f16")
 """Short names of the number formats, as every option and every record spells them."""
 
-ABILITIES = ("logits-all", "state", "trace", "batch", "generate", "tokenizer")
+ABILITIES = ("logits-all", "state", "trace", "batch", "generate", "tokenizer", "replay")
 """What a suite may need beyond "logits after the last token", which every backend has."""
 
 
@@ -160,7 +160,8 @@ Sampler = Callable[[Array], Ids]
 
 def greedy(logits: Array) -> Ids:
     """The id of the largest logit of every row; the lowest id among equals."""
-    return np.argmax(logits, axis=-1).astype(np.int64)
+    ids: Ids = np.argmax(logits, axis=-1).astype(np.int64)
+    return ids
 
 
 class Session(ABC):
@@ -186,7 +187,8 @@ class Session(ABC):
         ids = self._checked(tokens)
         for ability in self._needed(ids, state, want):
             if ability not in self.info.abilities:
-                raise Unsupported(f"{self.info.backend} has no ability {ability!r}; it has {sorted(self.info.abilities)}.")
+                has = ", ".join(sorted(self.info.abilities)) or "none"
+                raise Unsupported(f"{self.info.backend} has no ability {ability!r}; it has: {has}.")
         return self._forward(ids, state, want)
 
     def generate(
@@ -228,6 +230,21 @@ class Session(ABC):
     def import_state(self, state: State) -> Any:
         """A handle that continues from `state`; inverse of `export_state`."""
 
+    def replay(self, recorded: Mapping[str, Array], tokens: npt.ArrayLike, state: Any = None) -> dict[str, Array]:
+        """Evaluate every named equation on the inputs that somebody recorded; a reference's ability.
+
+        Args:
+            recorded: full tensor name -> (B, T, ...), from any backend. An equation with an unrecorded input
+                is left out.
+            tokens: the ids that were fed, (T,) or (B, T).
+            state: the state that the recording began with.
+
+        Returns:
+            Full tensor name -> what its equation gives on the recorded inputs, in the order of evaluation.
+        """
+        del recorded, tokens, state
+        raise Unsupported(f"{self.info.backend} has no ability 'replay'.")
+
     def sync(self) -> None:  # noqa: B027 - nothing to wait for is the honest default on a CPU
         """Return when everything asked so far has been computed."""
 
@@ -237,7 +254,9 @@ class Session(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _checked(self, tokens: npt.ArrayLike) -> Ids:

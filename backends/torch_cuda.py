@@ -47,8 +47,7 @@ class _Eager(Session):
         from backends.tokenizer import for_model
 
         facts = weights.facts
-        unused = {f"blocks.0.att.v{i}" for i in range(3)}  # layer 0 has no earlier value to lean on
-        self._z = {name: weights.get(name, dtype, str(device)) for name in weights if name not in unused}
+        self._z = {name: weights.get(name, dtype, str(device)) for name in weights}
         self._blocks = [_block(self._z, i) for i in range(facts.n_layer)]
         self._device, self._dtype = device, DTYPES[dtype]
         self.tokenizer = for_model(facts)

@@ -6,12 +6,14 @@ subject once, in an order drawn anew, and ratios are taken from the same rounds.
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from backends.base import Ids, Session, Want
+from backends.errors import BackendError
 from harness import statistics
 from harness.measures.base import Context
 from reports.record import Measurement, Observation
@@ -21,7 +23,16 @@ Row = Measurement | Observation
 WARM_UP = (2, 12)  # rounds before counting: at least, at most
 CELL_SECONDS = 4.0  # a cell stops early once each subject has used this much and has enough rounds
 ENOUGH = 5
+TICK = 1e-9  # seconds: no sample is shorter, also where the clock did not move
 PROBE = 256  # tokens between the positions at which the cost of one more token is looked at
+
+
+class BrokenSubjectError(Exception):
+    """A subject broke while it was timed; `cause` is its own error."""
+
+    def __init__(self, subject: str, cause: Exception) -> None:
+        super().__init__(subject)
+        self.subject, self.cause = subject, cause
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,9 @@ def measure(sessions: Mapping[str, Session], context: Context, progress: Callabl
 
     Yields:
         Measurements (tokens/s, median), and observations "samples", "ratio" and "latency".
+
+    Raises:
+        BrokenSubjectError: a subject broke; it is named.
     """
     options = context.case.options
     cells = [Cell("prefill", T, B) for B in options["batches"] for T in options["prefill"]]
@@ -61,10 +75,22 @@ def measure(sessions: Mapping[str, Session], context: Context, progress: Callabl
     for cell in cells:
         able = {name: s for name, s in sessions.items() if cell.batch == 1 or "batch" in s.info.abilities}
         progress(f"speed: {cell.what}, {cell.tokens} tokens, batch {cell.batch}, {len(able)} subjects")
-        yield from _rows(cell, time_cell(cell, able, context.tokens, options["rounds"], context.seed), context)
+        if able:
+            yield from _rows(cell, time_cell(cell, able, context.tokens, options["rounds"], context.seed), context)
     for name, session in sessions.items():
         progress(f"speed: cost by position, {name}")
-        yield from _latency(name, session, context)
+        with _blaming(name):
+            rows = list(_latency(name, session, context))
+        yield from rows
+
+
+@contextmanager
+def _blaming(name: str) -> Iterator[None]:
+    """Say whose error it is."""
+    try:
+        yield
+    except Exception as error:  # a backend may break in any way
+        raise BrokenSubjectError(name, error) from error
 
 
 def time_cell(
@@ -73,12 +99,14 @@ def time_cell(
     """Interleaved samples of one cell: subject -> seconds, one a round, in the order of the rounds."""
     random = np.random.default_rng(seed)
     fed = np.tile(np.resize(tokens, cell.tokens), (cell.batch, 1))
-    for session in sessions.values():
-        _warm_up(cell, session, fed)
+    for name, session in sessions.items():
+        with _blaming(name):
+            _warm_up(cell, session, fed)
     samples: dict[str, list[float]] = {name: [] for name in sessions}
     for number in range(rounds):
-        for name in random.permutation(list(sessions)):
-            samples[str(name)].append(_sample(cell, sessions[str(name)], fed))
+        for name in map(str, random.permutation(list(sessions))):
+            with _blaming(name):
+                samples[name].append(max(_sample(cell, sessions[name], fed), TICK))
         if number + 1 >= ENOUGH and max(sum(s) for s in samples.values()) > CELL_SECONDS:
             break
     return samples
@@ -104,10 +132,14 @@ def _sample(cell: Cell, session: Session, fed: Ids) -> float:
         return time.perf_counter() - start
     steps = session.generate(fed[:, :1], max_new_tokens=cell.tokens + 1)
     next(steps)  # the prompt and the first token are not decoding
+    session.sync()
     start = time.perf_counter()
-    for _ in steps:
-        pass
-    return time.perf_counter() - start
+    done = sum(1 for _ in steps)
+    session.sync()
+    seconds = time.perf_counter() - start
+    if done != cell.tokens:  # fewer steps in less time would pass for speed
+        raise BackendError(f"generate gave {done + 1} tokens, {cell.tokens + 1} were asked for")
+    return seconds
 
 
 def _rows(cell: Cell, samples: Mapping[str, list[float]], context: Context) -> Iterator[Row]:
@@ -133,7 +165,7 @@ def _latency(name: str, session: Session, context: Context) -> Iterator[Row]:
     positions, ms, low, high = [], [], [], []
     handle: Any = None
     fed = np.resize(context.tokens, PROBE)
-    reach = max(context.case.options["prefill"]) * 2
+    reach = max(2 * max(context.case.options["prefill"]), PROBE)
     for position in range(0, reach + 1, PROBE):
         token_ms = [1e3 * _step(session, handle) for _ in range(12)][2:]
         middle = statistics.median(token_ms)

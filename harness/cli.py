@@ -5,7 +5,6 @@ import json
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -264,16 +263,14 @@ def _print(record: "Record", options: argparse.Namespace, paths: list[Path]) -> 
 
 def _digest(record: "Record", paths: list[Path]) -> dict[str, Any]:
     """What `--json` prints: the verdict, and where the rest is."""
-    bad = [asdict(v) for v in record.verdicts if v.outcome.value in ("fail", "error")]
+    verdicts = json.loads(record.to_json())["verdicts"]  # spelt as in the file, where NaN is a word
     return {
         "exit_code": record.exit_code(),
         "counts": record.counts(),
         "model": record.model.get("name"),
         "profile": record.profile.get("name"),
         "subjects": [{"id": s.id, "role": s.role, "error": s.error} for s in record.subjects],
-        "failures": json.loads(
-            json.dumps(bad).replace("NaN", '"nan"').replace("-Infinity", '"-inf"').replace("Infinity", '"inf"')
-        ),
+        "failures": [v for v in verdicts if v["outcome"] in ("fail", "error")],
         "record": f"{RECORDS}/{record.id}.json",
         "files": [str(path) for path in paths],
     }

@@ -6,11 +6,11 @@ and a bug smaller than anybody's threshold is still seen.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from backends.base import Session
-from harness.measures.base import Context, Measure, Sample, Spread
+from harness.measures.base import ROW_BYTES, Context, Measure, Sample, Spread
 
 SMALL, MANY, FEW = 50_000_000, 16, 4
 """Up to SMALL parameters MANY honest runs are affordable, beyond that FEW."""
@@ -44,16 +44,27 @@ def measure_envelope(
     Returns:
         Number -> spread over the runs; and the evidence to keep.
     """
-    samples = measure.collect(session, context, truth, count)
     values: dict[str, list[float]] = {}
-    for sample in samples:
+    banded: list[Sample] = []
+    for sample in _samples(measure, session, context, truth, count):
         for number in measure.compare(sample, truth, context):
             values.setdefault(number.name, []).append(number.value)
+        if hasattr(measure, "band"):
+            banded.append(sample)
     spreads = {name: _spread(found) for name, found in values.items() if "unexplained" not in name}
-    evidence: list[tuple[str, dict[str, Any]]] = [("envelope", {"runs": len(samples), "measures": _plain(spreads)})]
-    if hasattr(measure, "band"):
-        evidence.append(("band", measure.band(samples, truth)))
+    evidence: list[tuple[str, dict[str, Any]]] = [("envelope", {"runs": count, "measures": _plain(spreads)})]
+    if banded:
+        evidence.append(("band", measure.band(banded, truth)))  # type: ignore[attr-defined]
     return spreads, evidence
+
+
+def _samples(measure: Measure, session: Session, context: Context, truth: Sample, count: int) -> Iterator[Sample]:
+    """All honest runs, in portions whose logits fit in memory; two at least, since some are compared in pairs."""
+    fitting = ROW_BYTES // (4 * len(context.tokens) * context.model.vocab_size)
+    portions = max(1, count // max(2, fitting))
+    for number in range(portions):
+        rows = count * (number + 1) // portions - count * number // portions
+        yield from measure.collect(session, context, truth, rows)
 
 
 def _spread(values: list[float]) -> Spread:

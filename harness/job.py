@@ -28,7 +28,7 @@ class Job:
         reference: id of the backend that stands for the truth.
         suites: names, in order.
         profile: name of the criteria.
-        threads: of every session; 0 leaves each backend's default.
+        threads: of every session; 0 takes one for a tiny model, else each backend's default.
         seed: of everything random.
         honest_runs: how many honest runs the envelope is taken from; 0 lets the size of the model decide.
     """
@@ -82,7 +82,7 @@ def make_job(
         raise UsageError(
             f"{reference} is the reference; it cannot be a candidate of the same run. Choose another --reference."
         )
-    return Job(model, chosen, reference, tuple(suites) or suite.DEFAULT, **settings)
+    return Job(model, chosen, reference, tuple(dict.fromkeys(suites)) or suite.DEFAULT, **settings)
 
 
 def _defaults(device: str, dtype: str) -> tuple[str, ...]:
@@ -91,7 +91,8 @@ def _defaults(device: str, dtype: str) -> tuple[str, ...]:
     kept = tuple(name for name in names if _serves(parse(name), device, dtype))
     if not kept:
         raise UsageError(
-            f"no default backend runs here with device {device or 'any'}, dtype {dtype or 'any'}; name one with --backend."
+            f"no default backend runs here with device {device or 'any'}, dtype {dtype or 'any'}; "
+            "name one with --backend."
         )
     return kept
 

@@ -122,6 +122,8 @@ def parse(text: str, name: str) -> Profile:
     """
     data = tomllib.loads(text)
     criteria = tuple(_criterion(name, row) for row in data.pop("criterion", ()))
+    if set(data) != {"version", "summary"}:
+        raise HarnessError(f"profile {name}: the keys are version, summary and [[criterion]], got {', '.join(data)}.")
     return Profile(name, int(data["version"]), data["summary"], criteria)
 
 
@@ -132,15 +134,16 @@ def _criterion(profile: str, row: dict[str, Any]) -> Criterion:
         raise HarnessError(
             f"{label}: unknown key {', '.join(sorted(set(row) - known))}; known: {', '.join(sorted(known))}."
         )
+    if "suite" not in row or "measure" not in row:
+        raise HarnessError(f"{label}: suite and measure are needed.")
     if sum(kind in row for kind in BOUNDS) != 1:
         raise HarnessError(f"{label}: exactly one of {', '.join(BOUNDS)} is needed.")
     if not row.get("why"):
         raise HarnessError(f"{label}: every limit says why.")
     when = {key: tuple(value) if isinstance(value, list) else (value,) for key, value in row.pop("when", {}).items()}
-    if set(when) - set(CONDITIONS):
-        raise HarnessError(
-            f"{label}: unknown condition {', '.join(sorted(set(when) - set(CONDITIONS)))}; known: {', '.join(CONDITIONS)}."
-        )
+    surplus = sorted(set(when) - set(CONDITIONS))
+    if surplus:
+        raise HarnessError(f"{label}: unknown condition {', '.join(surplus)}; known: {', '.join(CONDITIONS)}.")
     return Criterion(profile, when=when, cases=tuple(row.pop("cases", ())), **row)
 
 
@@ -214,9 +217,9 @@ def _verdict(
         return replace(base, detail="not measured, and a missing number is no pass")
     limit, bound = _limit(criterion, honest)
     if bound is None:
-        return replace(
-            base, value=got.value, detail=f"no honest runs in {subject.info.get('dtype')} to take the limit from"
-        )
+        dtype = subject.info.get("dtype")
+        lack = "there are no honest runs" if honest is None else "honest runs are not finite themselves"
+        return replace(base, value=got.value, detail=f"no limit: {lack} in {dtype}")
     passed = math.isfinite(got.value) and _within(criterion.bound()[0], got.value, bound)
     detail = got.where if passed else _failure(got, limit)
     return replace(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from backends.base import Ids, Info, Tokenizer
-from backends.errors import HarnessError, Unsupported
+from backends.errors import BackendError, HarnessError, Unsupported
 from backends.registry import parse
 from harness.job import Job
 from harness.judge import EVENT
@@ -29,7 +29,14 @@ Unit = tuple[str, str, str]
 Spreads = dict[Unit, dict[str, Spread]]
 """Case of a suite, honest subject -> number -> spread over the honest runs."""
 
+ONE_THREAD = (
+    5_000_000  # parameters; measured on the designed checkpoint: two threads are slower, on a busy machine by 4x
+)
 KEEP_SECONDS = 2.0  # a record is written at most this often while a run goes on
+
+
+class BrokenReferenceError(BackendError):
+    """The reference broke: nobody can be measured, and no candidate is to blame."""
 
 
 @dataclass
@@ -48,6 +55,11 @@ class Ledger:
     notes: list[str] = field(default_factory=list)
     truths: dict[tuple[str, str], Sample] = field(default_factory=dict)
     kept_at: float = 0.0
+
+    @property
+    def threads(self) -> int:
+        """Threads of every session: as asked; one where a model is so small that threads only wait for each other."""
+        return self.job.threads or int(self.weights.facts.parameters < ONE_THREAD)
 
     def snapshot(self, status: str = "running") -> Record:
         """The record as of now."""
@@ -81,19 +93,23 @@ class Ledger:
         """Keep why a unit has no numbers."""
         data: dict[str, Any] = {"outcome": outcome.value, "detail": one_line(error)}
         if outcome is Outcome.ERROR and not isinstance(error, HarnessError):
-            data["trace"] = traceback.format_exc(limit=-6)
+            data["trace"] = "".join(traceback.format_exception(error, limit=-6))
         self.observations.append(Observation(*unit, EVENT, data))
 
     @contextmanager
     def guarded(self, unit: Unit) -> Iterator[None]:
-        """Turn whatever breaks inside a unit into an outcome; the run goes on."""
+        """Turn whatever a subject breaks inside a unit into an outcome; the run goes on."""
         try:
             with np.errstate(all="ignore"):  # numbers that are not finite are judged, not warned about
                 yield
-        except Unsupported as error:
-            self.event(unit, Outcome.UNSUPPORTED, error)
+        except BrokenReferenceError:
+            raise
         except Exception as error:  # a backend may break in any way
-            self.event(unit, Outcome.ERROR, error)
+            self.failed(unit, error)
+
+    def failed(self, unit: Unit, error: Exception) -> None:
+        """Keep what a subject's error came to."""
+        self.event(unit, Outcome.UNSUPPORTED if isinstance(error, Unsupported) else Outcome.ERROR, error)
 
 
 def encode(text: str, tokenizer: Tokenizer | None, vocab_size: int) -> Ids:

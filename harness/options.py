@@ -43,7 +43,7 @@ def parser() -> Parser:
     """The whole command line."""
     top = Parser(
         prog="python -m harness",
-        description="Proves that a port of RWKV computes what RWKV computes, says where it does not, and how fast it is.",
+        description="Proves that a port of RWKV computes what RWKV does, says where it does not, and how fast it is.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -116,7 +116,9 @@ def _what(p: argparse.ArgumentParser) -> None:
     p.add_argument("--reference", default="", metavar="NAME", help="what stands for the truth (default: reference-f64)")
     p.add_argument("--device", default="", help="cpu or cuda, for backends that leave it open")
     p.add_argument("--dtype", default="", help="f32, bf16 or f16, for backends that leave it open")
-    p.add_argument("--threads", type=_count, default=0, help="of every backend; default: its own choice")
+    p.add_argument(
+        "--threads", type=_count, default=0, help="of every backend; default: 1 for tiny models, else its own choice"
+    )
     p.add_argument("--seed", type=_count, default=0, help="of everything random (default: 0)")
     p.add_argument(
         "--honest-runs",

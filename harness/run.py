@@ -5,9 +5,12 @@ Each case of each subject is a unit; what a unit found is kept at once, so that 
 measured and a later one goes on from there. Speed comes last, for those that passed logits.
 """
 
+import hashlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backends.base import Session
@@ -64,9 +67,25 @@ def run(job: Job, progress: Progress, keep: Keep, earlier: Record | None = None,
 
 
 def job_key(job: Job) -> str:
-    """Key of a job under this version of the program and this state of its code."""
-    commit = facts.environment().get("commit", "")
-    return job.key(f"{__version__} {commit}")
+    """Key of a job on this state of the checkpoint's files, under this version and state of the program."""
+    return job.key(f"{__version__} {_code()} {_stamp(Path(job.model))}")
+
+
+@cache
+def _code() -> str:
+    """Hash of the program's own files: a commit does not tell what has been changed since."""
+    found = hashlib.sha256()
+    for room in ("harness", "backends"):
+        for file in sorted((Path(__file__).parents[1] / room).rglob("*")):
+            if file.suffix in (".py", ".toml", ".c"):
+                found.update(file.name.encode() + file.read_bytes())
+    return found.hexdigest()
+
+
+def _stamp(model: Path) -> list[tuple[str, int, int]]:
+    """Size and time of change of a checkpoint's files; nothing for what is no path."""
+    files = sorted(model.iterdir()) if model.is_dir() else [model]
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
 
 
 def _start(
@@ -106,7 +125,7 @@ def _measure_all(ledger: Ledger) -> None:
     with ExitStack() as stack:
         reference = parse(ledger.job.reference)
         ledger.progress(f"opening {reference.id}")
-        truth_session = stack.enter_context(open_session(reference, ledger.weights, ledger.job.threads))
+        truth_session = stack.enter_context(open_session(reference, ledger.weights, ledger.threads))
         ledger.subjects[reference.id] = Subject(reference.id, "reference", info_facts(truth_session.info))
         spreads = stages.envelopes(ledger, truth_session)
         stages.reference_evidence(ledger, truth_session)

@@ -5,13 +5,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import cast
 
-from backends.base import Session
+import numpy as np
+
+from backends.base import DTYPES, Session
 from backends.errors import BackendError, InputError, Unsupported
 from backends.registry import open_session, parse
 from harness import bench, envelope, suite
 from harness.job import Job
 from harness.judge import again, load
-from harness.ledger import Ledger, Spreads, info_facts, one_line, planned
+from harness.ledger import BrokenReferenceError, Ledger, Spreads, info_facts, one_line, planned
 from harness.measures.base import Context, Measure, Sample, Spread
 from harness.suite import Case, Suite
 from reports.record import Measurement, Observation, Outcome, Subject
@@ -36,15 +38,40 @@ def measure_of(found: Suite) -> Measure:
 
 
 def truth_of(ledger: Ledger, session: Session, found: Suite, case: Case) -> Sample:
-    """The reference's sample of a case, computed when first asked for; a second program's where a suite has one."""
+    """The reference's sample of a case, computed when first asked for; a second program's where a suite has one.
+
+    Raises:
+        Unsupported: the reference has not what the suite needs.
+        BrokenReferenceError: it broke.
+    """
     key = (found.name, case.name)
     if key not in ledger.truths:
-        measure, context = measure_of(found), ledger.context(case)
-        if hasattr(measure, "independent"):
-            ledger.truths[key] = measure.independent(context)
-        else:
-            ledger.truths[key] = measure.collect(session, context, None)[0]
+        ledger.truths[key] = _truth(ledger, session, found, case)
     return ledger.truths[key]
+
+
+def _truth(ledger: Ledger, session: Session, found: Suite, case: Case) -> Sample:
+    measure, context = measure_of(found), ledger.context(case)
+    if hasattr(measure, "independent"):
+        sample: Sample = measure.independent(context)
+        return sample
+    if getattr(measure, "ALONE", False):
+        return {}
+    require(found, session, f"the reference {ledger.job.reference}")
+    try:
+        return measure.collect(session, context, None)[0]
+    except Exception as error:  # a backend may break in any way
+        name = ledger.job.reference
+        raise BrokenReferenceError(
+            f"the reference {name} broke on {found.name}, {case.name}: {one_line(error)}"
+        ) from error
+
+
+def require(found: Suite, session: Session, who: str = "this backend") -> None:
+    """Raise Unsupported where a session has not all that a suite needs."""
+    missing = [ability for ability in found.needs if ability not in session.info.abilities]
+    if missing:
+        raise Unsupported(f"the suite needs {', '.join(missing)}, which {who} does not offer")
 
 
 def reference_evidence(ledger: Ledger, session: Session) -> None:
@@ -68,7 +95,7 @@ def envelopes(ledger: Ledger, truth_session: Session) -> Spreads:
     for dtype in formats if suites else ():
         spec = parse(f"honest:{ledger.job.seed}@{dtype}")
         subject = envelope.honest_id(dtype)
-        with open_session(spec, ledger.weights, ledger.job.threads) as session:
+        with open_session(spec, ledger.weights, ledger.threads) as session:
             ledger.subjects[subject] = Subject(subject, "honest", {**info_facts(session.info), "runs": count})
             for found, case in _honest_units(ledger.job, suites):
                 spreads[found.name, case.name, subject] = _envelope(
@@ -91,8 +118,12 @@ def _envelope(
     if known:
         return known
     ledger.progress(f"{found.name} {case.name}: {count} honest runs, {subject}")
-    truth = truth_of(ledger, truth_session, found, case)
-    spreads, evidence = envelope.measure_envelope(measure_of(found), session, ledger.context(case), truth, count)
+    try:
+        truth = truth_of(ledger, truth_session, found, case)
+    except Unsupported:  # said where a candidate meets it
+        return {}
+    with np.errstate(all="ignore"):  # honest runs may overflow too; their spread is infinite then
+        spreads, evidence = envelope.measure_envelope(measure_of(found), session, ledger.context(case), truth, count)
     if found.name in ledger.job.suites:
         where = f"largest of {count} runs"
         ledger.measurements += [
@@ -120,12 +151,15 @@ def candidate(ledger: Ledger, stack: ExitStack, name: str, truth_session: Sessio
         return None
     ledger.progress(f"opening {name}")
     try:
-        session = open_session(parse(name), ledger.weights, ledger.job.threads)
+        session = open_session(parse(name), ledger.weights, ledger.threads)
+        if session.info.dtype not in DTYPES:  # no criterion would look at it
+            session.close()
+            raise BackendError(f"{name} states dtype {session.info.dtype!r}; known: {', '.join(DTYPES)}")
     except InputError:
         raise
     except Exception as error:  # a backend may break in any way; the others go on
         ledger.subjects[name] = Subject(name, "candidate", planned(name), error=one_line(error))
-        for found, case in units(ledger.job):
+        for found, case in todo:
             ledger.event((found.name, case.name, name), Outcome.ERROR, error)
         return None
     if SPEED in ledger.job.suites:
@@ -153,13 +187,10 @@ def candidate(ledger: Ledger, stack: ExitStack, name: str, truth_session: Sessio
 
 def _unit(ledger: Ledger, session: Session, found: Suite, context: Context, truth: Sample, name: str) -> None:
     """One case on one candidate."""
-    missing = [ability for ability in found.needs if ability not in session.info.abilities]
-    if missing:
-        raise Unsupported(f"the suite needs {', '.join(missing)}, which this backend does not offer")
+    require(found, session)
     measure = measure_of(found)
     sample = measure.collect(session, context, truth)[0]
-    if found.name not in ("state", "consistency", "tokenization"):
-        _check_shapes(sample, truth)
+    _check_shapes(sample, truth)
     numbers = measure.compare(sample, truth, context)
     evidence = list(measure.observe(sample, truth, context))
     where = (found.name, context.case.name, name)
@@ -181,20 +212,30 @@ def speed(ledger: Ledger, truth_session: Session, sessions: dict[str, Session], 
         fit: dict[str, Session] = {}
         for name in ledger.job.subjects:
             unit = (SPEED, case.name, name)
-            if name not in sessions:
-                ledger.event(unit, Outcome.ERROR, BackendError(ledger.subjects[name].error or "not opened"))
-            elif not _passes_logits(ledger, truth_session, name, sessions[name], spreads):
-                ledger.event(
-                    unit,
-                    Outcome.SKIPPED,
-                    BackendError("no speed is stated for a subject whose logits are wrong"),
-                )
-            else:
-                fit[name] = sessions[name]
-        if fit:
-            with ledger.guarded((SPEED, case.name, next(iter(fit)))):
-                for row in bench.measure(fit, ledger.context(case), ledger.progress):
-                    (ledger.measurements if isinstance(row, Measurement) else ledger.observations).append(row)  # type: ignore[arg-type]
+            with ledger.guarded(unit):
+                if name not in sessions:
+                    raise BackendError(ledger.subjects[name].error or "not opened")
+                require(found, sessions[name])
+                if _passes_logits(ledger, truth_session, name, sessions[name], spreads):
+                    fit[name] = sessions[name]
+                else:
+                    wrong = BackendError("no speed is stated for a subject whose logits are wrong")
+                    ledger.event(unit, Outcome.SKIPPED, wrong)
+        while fit and (broken := _race(ledger, fit, case)):
+            del fit[broken]
+
+
+def _race(ledger: Ledger, fit: dict[str, Session], case: Case) -> str:
+    """Time the subjects against each other; returns who broke, whereupon nothing of this race counts."""
+    rows: list[Measurement | Observation] = []
+    try:
+        rows += bench.measure(fit, ledger.context(case), ledger.progress)
+    except bench.BrokenSubjectError as broken:
+        ledger.failed((SPEED, case.name, broken.subject), broken.cause)
+        return broken.subject
+    ledger.measurements += [row for row in rows if isinstance(row, Measurement)]
+    ledger.observations += [row for row in rows if isinstance(row, Observation)]
+    return ""
 
 
 def _passes_logits(ledger: Ledger, truth_session: Session, name: str, session: Session, spreads: Spreads) -> bool:

@@ -111,8 +111,12 @@ def parse(text: str, name: str) -> Suite:
         raise HarnessError(
             f"suite {name}: unknown key {', '.join(sorted(surplus))}; known: {', '.join(sorted(allowed))}."
         )
+    if not {"version", "question", "cases"} <= set(data):
+        raise HarnessError(f"suite {name}: version, question and cases are needed.")
     rows = data.pop("cases")
     cases = tuple(_case(name, row if isinstance(row, dict) else {"name": row}, common) for row in rows)
+    if len({case.name for case in cases}) != len(cases):
+        raise HarnessError(f"suite {name}: two cases have one name; a record could not tell them apart.")
     needs = tuple(data.pop("needs", ()))
     if set(needs) - set(ABILITIES):
         raise HarnessError(f"suite {name} needs {', '.join(sorted(set(needs) - set(ABILITIES)))}, which is no ability.")

@@ -51,30 +51,44 @@ def _speed(record: Record, subject: str) -> str:
 def failures(record: Record) -> Iterator[str]:
     """The worst failures, one line each."""
     bad = [v for v in record.verdicts if v.outcome in (Outcome.ERROR, Outcome.FAIL)]
-    seen: set[tuple[str, str, str]] = set()
+    seen: set[tuple[str, ...]] = set()
     lines = []
     for verdict in sorted(bad, key=lambda v: v.outcome is not Outcome.ERROR):
-        key = (verdict.subject, verdict.criterion, verdict.detail if verdict.outcome is Outcome.ERROR else "")
+        key = _key(verdict)
         if key not in seen:  # one line a criterion: the report has every case
             seen.add(key)
-            same = sum(
-                (v.subject, v.criterion, v.outcome) == (verdict.subject, verdict.criterion, verdict.outcome)
-                for v in bad
-            )
-            lines.append(_line(verdict, same))
+            lines.append(_line(verdict, sum(_key(other) == key for other in bad)))
     yield from lines[:MOST]
     if len(lines) > MOST:
         yield f"... and {len(lines) - MOST} more; the report has all"
 
 
+def _key(verdict: Verdict) -> tuple[str, ...]:
+    """What is told once: a failed criterion of a subject, an error of the same words."""
+    detail = verdict.detail if verdict.outcome is Outcome.ERROR else ""
+    return verdict.subject, verdict.criterion, verdict.outcome.value, detail
+
+
 def _line(verdict: Verdict, same: int) -> str:
-    others = f" (and {same - 1} more cases)" if same > 1 else ""
-    return f"{MARKS[verdict.outcome]} {verdict.subject}: {verdict.criterion}, case {verdict.case}: {verdict.detail}{others}"
+    others = f" (and {same - 1} more case{'s' * (same > 2)})" if same > 1 else ""
+    what = f"{MARKS[verdict.outcome]} {verdict.subject}: {verdict.criterion}, case {verdict.case}"
+    return f"{what}: {verdict.detail}{others}"
 
 
 def verdict_line(record: Record) -> str:
     """The last line: the verdict and the five outcomes."""
     counts = ", ".join(f"{number} {outcome}" for outcome, number in record.counts().items())
     name = record.profile.get("name")
-    tail = "; no criterion of this profile looks at these suites" if record.exit_code() == 5 else ""
-    return f"{WORDS[record.exit_code()]}: {record.model.get('name')} under profile {name}: {counts}{tail}"
+    word = WORDS[record.exit_code()]
+    if record.status in ("running", "interrupted"):
+        word = f"UNFINISHED ({record.status}), so far {word}"
+    return f"{word}: {record.model.get('name')} under profile {name}: {counts}{_why_nothing(record)}"
+
+
+def _why_nothing(record: Record) -> str:
+    """Why nothing was judged, if so."""
+    if record.exit_code() != 5:
+        return ""
+    if record.verdicts:
+        return "; what was asked is not supported, or was skipped"
+    return "; no criterion of this profile looks at these suites"

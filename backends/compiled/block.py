@@ -76,7 +76,7 @@ def block(x: Tensor, v_first: Tensor | None, state: LayerState, p: Layer) -> tup
     x = x + mixed
     h2 = norm(x, p.ln2_weight, p.ln2_bias)
     x = x + channel_mix(h2, state.ffn, p)
-    return x, v_first, LayerState(h[:, -1].clone(), S, h2[:, -1].clone())  # a view would keep the whole prompt alive
+    return x, v_first, LayerState(_last(h), S, _last(h2))
 
 
 def time_mix(h: Tensor, last: Tensor, S: Tensor, v_first: Tensor | None, p: Layer) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,6 +113,15 @@ def channel_mix(h: Tensor, last: Tensor, p: Layer) -> Tensor:
 def shifted(h: Tensor, last: Tensor) -> Tensor:
     """Every token's predecessor: (B, T, C) and the input before the first, (B, C) -> (B, T, C)."""
     return torch.cat([last[:, None], h[:, :-1]], dim=1)
+
+
+def _last(h: Tensor) -> Tensor:
+    """The last token's row, copied: a view would keep the whole prompt alive.
+
+    The copy asks for plain strides, because for B = 1 it would keep those of the prompt, and the compiled step would be
+    compiled again after every new length.
+    """
+    return h[:, -1].clone(memory_format=torch.contiguous_format)
 
 
 def norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

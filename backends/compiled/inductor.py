@@ -2,7 +2,7 @@
 
 Only the decode step of one row is compiled on a CPU, when the first single token arrives: one layer, its
 variant for layer 0, and the head. A layer compiles in seconds where the whole stack takes a minute, and on two
-cores the compiled step decodes 1.5 to 2 times as many tokens. Prompts and batches stay uncompiled there: they live in
+cores the compiled step decodes about twice as many tokens. Prompts and batches stay uncompiled there: they live in
 matrix products, which a compiler does not speed up, and every new length would be compiled again.
 """
 

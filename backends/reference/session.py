@@ -7,9 +7,10 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from backends.base import Ids, Info, Output, Session, State, Want
+from backends.base import Array, Ids, Info, Output, Session, State, Want
 from backends.errors import UsageError
 from backends.reference import v7
 from backends.reference.equations import Carry, Equation, Model, Rounding
@@ -65,7 +66,7 @@ class EquationSession(Session):
             threads=torch.get_num_threads(),
             attention=f"named equations, sequential WKV-{weights.facts.version} recurrence",
             packages={"torch": torch.__version__},
-            abilities=frozenset({"logits-all", "state", "trace", "batch", "generate", "tokenizer"}),
+            abilities=frozenset({"logits-all", "state", "trace", "batch", "generate", "tokenizer", "replay"}),
             notes=streamed,
         )
 
@@ -77,6 +78,13 @@ class EquationSession(Session):
             state=carry if want.state else None,
             trace={name: value.numpy() for name, value in trace.items()},
         )
+
+    @torch.no_grad()
+    def replay(self, recorded: Mapping[str, Array], tokens: npt.ArrayLike, state: Any = None) -> dict[str, Array]:
+        """See `Session.replay`; evaluated in this session's number format."""
+        known = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in recorded.items()}
+        found = self.model.replay(known, torch.from_numpy(self._checked(tokens)), state)
+        return {name: value.numpy() for name, value in found}
 
     def export_state(self, state: Carry) -> State:
         """The carry as arrays in the agreed layout (a copy)."""

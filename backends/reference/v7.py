@@ -9,7 +9,7 @@ State Evolution" (arXiv 2503.14456) and the official inference code.
 
 import math
 
-from torch import Tensor
+from torch import Tensor, linalg
 from torch.nn.functional import layer_norm, linear
 
 DECAY_SCALE = math.exp(-0.5)  # the decay exponent's bound: w > exp(-DECAY_SCALE) = 0.5452
@@ -93,7 +93,8 @@ def k_raw(xk: Tensor, key_weight: Tensor) -> Tensor:
 
 def kk(k_raw: Tensor, k_k: Tensor, heads: int) -> Tensor:  # removal key: unit norm per head, from the raw key
     kappa = split(k_raw * k_k, heads)
-    return (kappa / kappa.norm(dim=-1, keepdim=True).clamp_min(KEY_NORM_FLOOR)).flatten(-2)
+    norm: Tensor = linalg.vector_norm(kappa, dim=-1, keepdim=True)
+    return (kappa / norm.clamp_min(KEY_NORM_FLOOR)).flatten(-2)
 
 
 def a_lora(xa: Tensor, a1: Tensor) -> Tensor:  # (..., Ra); nothing in the middle

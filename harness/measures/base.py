@@ -2,7 +2,9 @@
 
 A module has three functions. `collect` runs a session and returns samples; `compare` turns a sample and
 the truth's into numbers; `observe` turns them into evidence for tables and plots. Honest runs go through
-the same three, many runs as the rows of one batch.
+the same three, many runs as the rows of one batch. A module may also offer `independent` (a truth that is
+not the reference's), `band` (evidence over all honest runs), and `ALONE = True` (there is no truth: a
+subject is compared with itself).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from backends.base import Array, Ids, ModelFacts, Session, Tokenizer, Want
+from backends.errors import BackendError, InputError
 from harness.suite import Case
 
 Sample = dict[str, Any]
@@ -74,10 +77,13 @@ class Context:
         return self.honest[name].largest if name in self.honest else 0.0
 
     def piece(self, token: int) -> str:
-        """A token as people read it: Python's escapes, bytes outside UTF-8 as \\x."""
+        """A token as people read it: Python's escapes, bytes outside UTF-8 in hexadecimal, no token by number."""
         if self.tokenizer is None:
             return f"#{token}"
-        raw = self.tokenizer.decode_bytes([token])
+        try:
+            raw = self.tokenizer.decode_bytes([token])
+        except InputError:  # checkpoints pad their vocabulary: 65536 rows for 65530 tokens
+            return f"#{token}"
         try:
             text = raw.decode("utf-8")
         except UnicodeDecodeError:
@@ -85,10 +91,13 @@ class Context:
         return text if text.isprintable() else text.encode("unicode_escape").decode()
 
     def text(self, ids: Sequence[int]) -> str:
-        """Several tokens as text; what is no UTF-8 shows as replacement characters."""
+        """Several tokens as text; what is no UTF-8 shows as replacement characters, ids of no token by number."""
         if self.tokenizer is None:
             return " ".join(map(str, ids))
-        return self.tokenizer.decode_bytes(list(ids)).decode("utf-8", "replace")
+        try:
+            return self.tokenizer.decode_bytes(list(ids)).decode("utf-8", "replace")
+        except InputError:
+            return " ".join(map(self.piece, ids))
 
 
 class Measure(Protocol):
@@ -114,7 +123,10 @@ def all_logits(session: Session, tokens: Ids, rows: int = 1) -> Iterator[Array]:
     for start in range(0, rows, step):
         batch = np.tile(tokens, (min(step, rows - start), 1))
         logits = session.forward(batch, want=want).logits
-        assert logits is not None
+        expected = (len(batch), len(tokens) if want.logits == "all" else 1)
+        if logits is None or logits.shape[:2] != expected:
+            got = "none" if logits is None else f"logits of shape {logits.shape}"
+            raise BackendError(f"asked for {want.logits} logits of (B, T) = {batch.shape}, got {got}")
         yield from logits
 
 

@@ -126,8 +126,8 @@ def observe(got: Sample, truth: Sample, context: Context) -> Evidence:
     }
     if got is not truth:
         margins, first = _margins(got, truth, context), _parting(got["ids"], truth["ids"])
-        wide = any(not margin <= _allowed(context) for margin in margins.values())
-        kind = "DIVERGED" if wide else ("EXACT" if first is None else "TIE")
+        sound = next(n.value for n in compare(got, truth, context) if n.name == "unexplained") == 0.0
+        kind = "DIVERGED" if not sound else ("EXACT" if first is None else "TIE")
         data |= {"class": kind, "parting": first, "allowed": _allowed(context)}
         data["margin"] = margins.get(first) if first is not None else None
     yield "text", data

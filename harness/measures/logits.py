@@ -21,11 +21,13 @@ def collect(session: Session, context: Context, truth: Sample | None, rows: int 
 def compare(got: Sample, truth: Sample, context: Context) -> list[Number]:
     """Errors over all positions, and what happened to the ranking after the last token.
 
+    `rms_median`: median over positions of the RMS error; a few ill-conditioned positions (a first token whose
+    r.k is nearly zero) may throw an honest `rms` or `max_abs` far off, but not this.
     `top1_differs`, `top5_differs`: 1 if the first id, or the first five in order, are others.
     `top5_unexplained`: ranks among the first five held by another id although the truth's gap to it is
     more than honest rounding moves two logits apart.
     """
-    candidate, want = got["logits"], truth["logits"][-len(got["logits"]) :]
+    candidate, want = _common(got, truth)
     numbers = metrics.logit_numbers(candidate, want)
     t, token = metrics.worst(candidate, want)
     where = f"token {len(context.tokens) - len(want) + t}, id {token}"
@@ -36,7 +38,19 @@ def compare(got: Sample, truth: Sample, context: Context) -> list[Number]:
             *(("cosine", ""), ("bias", "logit"), ("bias_z", "sigma")),
         )
     ]
-    return [*found, *_ranking(candidate[-1], want[-1], context)]
+    return [*found, Number("rms_median", _typical(candidate, want), "logit"), *_ranking(candidate[-1], want[-1], context)]
+
+
+def _common(got: Sample, truth: Sample) -> tuple[Array, Array]:
+    """Logits at the positions that both have: either side may give only the last."""
+    reach = min(len(got["logits"]), len(truth["logits"]))
+    return got["logits"][-reach:], truth["logits"][-reach:]
+
+
+def _typical(got: Array, want: Array) -> float:
+    """Median over positions of the RMS error of a position; NaN where any is not finite."""
+    squares = [float(np.mean(np.subtract(g, w, dtype=np.float64) ** 2)) for g, w in zip(got, want, strict=True)]
+    return math.sqrt(np.median(squares))
 
 
 def _ranking(got: Array, want: Array, context: Context) -> list[Number]:
@@ -70,7 +84,7 @@ def observe(got: Sample, truth: Sample, context: Context) -> Evidence:
         for pair in table["pairs"]:
             pair |= {"piece_a": context.piece(pair["a"]), "piece_b": context.piece(pair["b"])}
         yield "swaps", table
-    yield "error_by_rank", metrics.error_by_rank(got["logits"], truth["logits"][-len(got["logits"]) :])
+    yield "error_by_rank", metrics.error_by_rank(*_common(got, truth))
 
 
 def _top_table(got: Array, want: Array, k: int, context: Context) -> dict[str, Any]:

@@ -12,6 +12,8 @@ WORK = 2e12
 
 DECAYS = "blocks.*.att.w"
 
+ALONE = True
+
 
 def collect(session: Session, context: Context, truth: Sample | None, rows: int = 1) -> list[Sample]:
     """Run to each position, look at the state there; then save, restore and go on."""
@@ -32,7 +34,11 @@ def collect(session: Session, context: Context, truth: Sample | None, rows: int 
     sample["zero"] = _zero(session, seen[-1], tokens[:8])
     if "trace" in session.info.abilities:
         trace = session.forward(tokens[:64], want=Want(trace=(DECAYS,))).trace
-        sample["decay"] = (float(min(w.min() for w in trace.values())), float(max(w.max() for w in trace.values())))
+        if trace:  # numpy's extremes keep a NaN, Python's lose it
+            sample["decay"] = (
+                float(np.min([w.min() for w in trace.values()])),
+                float(np.max([w.max() for w in trace.values()])),
+            )
     return [sample]
 
 

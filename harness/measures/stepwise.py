@@ -48,6 +48,11 @@ def _state_errors(got: Sample, truth: Sample) -> list[dict[str, dict[str, float]
     return [metrics.state_error(candidate, want) for candidate, want in pairs]
 
 
+def _worst_states(got: Sample, truth: Sample) -> list[float]:
+    """Relative error of the worst component at every checkpoint; NaN where one has a NaN."""
+    return [float(np.max([e["rel_rms"] for e in parts.values()])) for parts in _state_errors(got, truth)]
+
+
 def _series(got: Sample, truth: Sample) -> dict[str, Array]:
     """RMS, largest and mean signed error of every step."""
     d = got["logits"].astype(np.float64) - truth["logits"]
@@ -71,7 +76,7 @@ def compare(got: Sample, truth: Sample, context: Context) -> list[Number]:
         Number("rms_tail", float(np.sqrt(np.mean(tail**2))), "logit", "last quarter of the steps"),
         Number("bias_z", numbers["bias_z"], "sigma"),
         Number("state_rel_rms", worst[0], "", f"{worst[1]} at checkpoint {worst[2]} of {len(errors)}"),
-        Number("state_max_abs", max(e["max_abs"] for parts in errors for e in parts.values())),
+        Number("state_max_abs", float(np.max([e["max_abs"] for parts in errors for e in parts.values()]))),
     ]
 
 
@@ -82,7 +87,7 @@ def observe(got: Sample, truth: Sample, context: Context) -> Evidence:
         return
     series = {name: values.tolist() for name, values in _series(got, truth).items()}
     trend = metrics.drift(np.asarray(series["rms"]))
-    errors = [max(e["rel_rms"] for e in parts.values()) for parts in _state_errors(got, truth)]
+    errors = _worst_states(got, truth)
     ends = np.cumsum([len(part) for part in parted(np.arange(len(series["rms"])), len(errors))])
     yield (
         "series",
@@ -99,7 +104,7 @@ def observe(got: Sample, truth: Sample, context: Context) -> Evidence:
 def band(samples: list[Sample], truth: Sample) -> dict[str, Any]:
     """Error by step over the honest runs, for the plot's band."""
     rms = np.array([_series(sample, truth)["rms"] for sample in samples])
-    states = np.array([[max(e["rel_rms"] for e in p.values()) for p in _state_errors(s, truth)] for s in samples])
+    states = np.array([_worst_states(sample, truth) for sample in samples])
     return {
         "step": list(range(1, rms.shape[1] + 1)),
         "rms_median": np.median(rms, axis=0).tolist(),

@@ -5,6 +5,7 @@ vocabulary, Python's own UTF-8 for bytes. Published ids, where a prompt has them
 """
 
 from backends.base import Session
+from backends.errors import Unsupported
 from harness.measures.base import Context, Evidence, Number, Sample
 from harness.suite import prompts
 
@@ -12,7 +13,8 @@ from harness.suite import prompts
 def collect(session: Session, context: Context, truth: Sample | None, rows: int = 1) -> list[Sample]:
     """Encode the prompt and decode it again with the session's own tokenizer."""
     del truth, rows
-    assert session.tokenizer is not None
+    if session.tokenizer is None:
+        raise Unsupported(f"no tokenizer is known for this vocabulary of {context.model.vocab_size}")
     ids = list(session.tokenizer.encode(context.case.text))
     return [{"ids": ids, "bytes": session.tokenizer.decode_bytes(ids)}]
 

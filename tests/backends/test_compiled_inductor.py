@@ -56,6 +56,21 @@ def test_the_compiled_step_agrees(dtype: str, limit: float, monkeypatch: pytest.
     assert_close(session, stepped, fed(opened(tensors, dtype), ids, [1] * 20), limit)
 
 
+def test_one_compilation_serves_states_of_any_origin() -> None:
+    if reason := inductor.obstacle(CPU):
+        pytest.skip(f"nothing can be compiled here: {reason}")
+    session, ids = opened(small_model()), ids_for(140)
+    session.forward([1])
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for T in (1, 2, 64, 65, 140):
+            state = session.forward(ids[:T], want=ALL).state
+            state = session.forward([1], session.forward([1], state, ALL).state, ALL).state
+        session.forward([1], session.import_state(session.export_state(state)))
+        rows = session.forward(ids.reshape(2, 70), want=ALL).state
+        session.forward([1], tuple(type(layer)(*(part[1:] for part in layer)) for layer in rows))
+        assert len(list(session.generate(ids, None, 4))) == 4
+
+
 @pytest.mark.usefixtures("may_compile")
 def test_only_single_tokens_are_compiled_and_every_session_has_its_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiler drops a function after eight sets of shapes, so sessions must not share one."""

@@ -71,6 +71,13 @@ def test_equal_keys_do_not_cancel() -> None:
     assert_equal(in_torch(x, S), in_float64(x, S), 2 * BAND)
 
 
+def test_huge_keys_do_not_leak_from_above_the_diagonal() -> None:
+    """There the factors of two decays and a key of 1e23 overflow, and 0 times infinity would be NaN."""
+    x, S = inputs("worst", 64), np.zeros((1, 2, 64, 64))
+    x[2] *= np.float32(1e23)
+    assert_equal(in_torch(x, S), in_float64(x, S))
+
+
 def test_zero_keys_only_decay() -> None:
     x = inputs("random", 70)
     for i in (2, 4):

@@ -1,8 +1,4 @@
-import importlib.util
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backends import registry
-from backends.base import Array, Ids, Session, State, Want, greedy
-from backends.compiled import host, net
-from backends.compiled.graph import GreedySteps
+from backends.base import Session, State, Want
+from backends.compiled import host, linear, net
 from backends.errors import BackendError, InputError, Unsupported
 from backends.torch_compiled import open_torch_compiled
 from tests.backends import numpy_rwkv7
@@ -26,7 +21,6 @@ from tests.backends.feeding import (
     assert_close,
     assert_within,
     fed,
-    foreign_greedy,
     ids_for,
     logits_of,
     opened,
@@ -82,49 +76,6 @@ def test_equals_the_reference_backend(session: Session, model: dict[str, torch.T
     assert_within(logits_of(session.forward(ids[:7], session.import_state(state), ALL)), continued, F32_BAND)
 
 
-OFFICIAL = """
-import sys
-import numpy as np
-from rwkv.model import RWKV
-model, ids = RWKV(sys.argv[1], "cpu fp32"), [int(i) for i in sys.argv[2].split(",")]
-once, once_state = model.forward(ids, None, full_output=True)
-steps, state = [], None
-for i in ids:
-    logits, state = model.forward([i], state)
-    steps.append(logits.reshape(-1).clone())
-found = {"once": once.numpy(), "steps": np.stack(steps)}
-for name, parts in (("once", once_state), ("steps", state)):
-    for i in range(3):
-        found[f"{name}{i}"] = np.stack([part.float().numpy() for part in parts[i::3]])
-np.savez(sys.argv[3], **found)
-"""
-
-
-def official(tensors: dict[str, torch.Tensor], ids: Ids, folder: Path) -> dict[str, Array]:
-    """What the official package says, in a process of its own: it reads its settings when it is imported."""
-    torch.save(tensors, folder / "model.pth")
-    arguments = [str(folder / "model"), ",".join(map(str, ids)), str(folder / "out.npz")]
-    env = {**os.environ, "RWKV_V7_ON": "1", "RWKV_JIT_ON": "0", "RWKV_CUDA_ON": "0", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", OFFICIAL, *arguments], env=env, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    with np.load(folder / "out.npz") as found:
-        return dict(found)
-
-
-def test_equals_the_official_package(session: Session, model: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    if importlib.util.find_spec("rwkv") is None:
-        pytest.skip("the official package 'rwkv' is not installed")
-    ids = ids_for(80, 997, seed=5)
-    found = official(model, ids, tmp_path)
-    for kind, sizes in (("once", [80]), ("steps", [1] * 80)):
-        out = fed(session, ids, sizes)
-        assert_within(logits_of(out)[0], found[kind], F32_BAND)
-        for i, part in enumerate(session.export_state(out.state).parts().values()):
-            assert_within(part[:, 0], found[f"{kind}{i}"], F32_BAND)
-
-
 def test_equals_the_published_logits_of_a_trained_model() -> None:
     path = SHARED / "models" / "tiny-rwkv-7v0-834K.pth"
     if not path.exists():
@@ -134,6 +85,12 @@ def test_equals_the_published_logits_of_a_trained_model() -> None:
     for sizes in ([3], [1, 1, 1]):
         logits = logits_of(fed(session, np.array(expected["token_ids"]), sizes))
         assert np.abs(logits[0, -1] - np.array(expected["expected_logits_f32"])).max() < 1e-5
+
+
+def test_without_onednn_the_numbers_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    once = logits_of(opened(small_model()).forward(ids_for(30), want=ALL))
+    monkeypatch.setattr(linear, "_ONEDNN", False)
+    assert_within(logits_of(opened(small_model()).forward(ids_for(30), want=ALL)), once, F32_BAND)
 
 
 # One prompt, many ways to feed it.
@@ -352,47 +309,8 @@ def test_info_describes_the_session(small: Session) -> None:
     assert info.notes == ("runs uncompiled: switched off by TORCH_COMPILE_DISABLE=1",)
 
 
-def test_the_processor_is_named_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "GPU")
+    assert host.device_name(torch.device("cuda:0")) == "GPU"
     monkeypatch.setattr(Path, "exists", lambda _: False)
     assert host.device_name(torch.device("cpu"))
-
-
-# Generation.
-
-
-def test_greedy_generation_equals_the_inherited_one(small: Session) -> None:
-    prompt = ids_for(10).reshape(2, 5)
-    mine = list(small.generate(prompt, None, 12))
-    assert all(ids.shape == (2,) and ids.dtype == np.int64 for ids in mine)
-    inherited = list(small.generate(prompt, foreign_greedy, 12))
-    assert np.array_equal(np.stack(mine), np.stack(inherited))
-    assert np.array_equal(np.stack(mine), np.stack(list(small.generate(prompt, greedy, 12))))
-    assert list(small.generate(prompt, None, 0)) == []
-
-
-def test_generation_ends_when_every_row_has_stopped(small: Session) -> None:
-    prompt = ids_for(10).reshape(2, 5)
-    full = np.stack(list(small.generate(prompt, None, 12)))
-    stop = [int(full[3, 0]), int(full[6, 1])]
-    mine = list(small.generate(prompt, None, 12, stop))
-    inherited = list(small.generate(prompt, foreign_greedy, 12, stop))
-    assert len(mine) == len(inherited) < 12
-    assert np.array_equal(np.stack(mine), np.stack(inherited))
-
-
-def test_greedy_steps_own_their_buffers() -> None:
-    session = opened(small_model())
-    handle = session.forward([1, 2, 3], want=ALL).state
-    before = session.export_state(handle)
-    ids = torch.tensor([[4]])
-    program = net.load(as_weights(small_model()), "f32", "cpu")
-    steps = GreedySteps(program, ids, handle)
-    place = steps.state[0].wkv.data_ptr()
-    steps.advance()
-    out = session.forward([4], handle, ALL)
-    assert steps.ids.item() == greedy(logits_of(out)[:, -1])[0]
-    assert steps.state[0].wkv.data_ptr() == place
-    assert torch.equal(steps.state[2].wkv, out.state[2].wkv)
-    assert ids.item() == 4
-    for mine, theirs in zip(session.export_state(handle).parts().values(), before.parts().values(), strict=True):
-        assert np.array_equal(mine, theirs)
