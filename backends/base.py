@@ -8,7 +8,7 @@ Letters: B batch, T tokens, V vocabulary, C width, L layers, H heads, N head siz
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
@@ -154,6 +154,19 @@ class Info:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Gap:
+    """What lies between a recorded tensor and the recorded inputs that it is replayed from.
+
+    Attributes:
+        spanned: full names, not recorded, that a replay computes on the way; an error found may be theirs.
+        lacking: full names, not recorded, without which the tensor cannot be replayed at all.
+    """
+
+    spanned: tuple[str, ...] = ()
+    lacking: tuple[str, ...] = ()
+
+
 Sampler = Callable[[Array], Ids]
 """Logits (B, V) of one step -> ids (B,)."""
 
@@ -230,19 +243,53 @@ class Session(ABC):
     def import_state(self, state: State) -> Any:
         """A handle that continues from `state`; inverse of `export_state`."""
 
-    def replay(self, recorded: Mapping[str, Array], tokens: npt.ArrayLike, state: Any = None) -> dict[str, Array]:
+    def replay(
+        self,
+        recorded: Mapping[str, Array],
+        tokens: npt.ArrayLike,
+        state: Any = None,
+        only: Collection[str] | None = None,
+    ) -> dict[str, Array]:
         """Evaluate every named equation on the inputs that somebody recorded; a reference's ability.
 
         Args:
-            recorded: full tensor name -> (B, T, ...), from any backend. An equation with an unrecorded input
-                is left out.
+            recorded: full tensor name -> (B, T, ...), from any backend. Inputs that were not recorded are computed
+                from recorded ones inside the same sub-layer, see `gaps`.
             tokens: the ids that were fed, (T,) or (B, T).
             state: the state that the recording began with.
+            only: recorded tensors to evaluate; None is all.
 
         Returns:
-            Full tensor name -> what its equation gives on the recorded inputs, in the order of evaluation.
+            Full name of a recorded tensor -> what it should have been, in the order of evaluation. What cannot be
+            reached from recorded inputs is left out.
         """
-        del recorded, tokens, state
+        del recorded, tokens, state, only
+        raise Unsupported(f"{self.info.backend} has no ability 'replay'.")
+
+    def gaps(self, recorded: Collection[str]) -> dict[str, Gap]:
+        """What a replay of these tensors has to bridge; a reference's ability.
+
+        Args:
+            recorded: full tensor names.
+
+        Returns:
+            Each of them that exists, in the order of evaluation.
+        """
+        del recorded
+        raise Unsupported(f"{self.info.backend} has no ability 'replay'.")
+
+    def misread(self, recorded: Mapping[str, Array], tokens: npt.ArrayLike, name: str) -> dict[str, Array]:
+        """What plausible misreadings of one equation give on the recorded inputs; a reference's ability.
+
+        Args:
+            recorded: full tensor name -> (B, T, ...).
+            tokens: the ids that were fed, from the zero state.
+            name: full name of the tensor in question.
+
+        Returns:
+            The mistake in words ("key_weight is transposed") -> what it makes of the tensor, (B, T, ...).
+        """
+        del recorded, tokens, name
         raise Unsupported(f"{self.info.backend} has no ability 'replay'.")
 
     def sync(self) -> None:  # noqa: B027 - nothing to wait for is the honest default on a CPU

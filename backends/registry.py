@@ -149,6 +149,15 @@ _TABLE = (
         versions=("7",),
         argument="seed, an integer",
     ),
+    Backend(
+        "fault",
+        "the equations with a known porting mistake planted: what a gate must catch",
+        "backends.reference.faults:open_fault",
+        requires=("torch",),
+        dtypes=("f32", "bf16", "f16", "f64"),
+        versions=("7",),
+        argument="NAME[+NAME...][?seed=N], names of backends/fault_list.py",
+    ),
 )
 
 

@@ -50,7 +50,7 @@ def _complain(message: str, code: int) -> int:
 
 def validate(options: argparse.Namespace) -> int:
     """Run, judge, write record and documents, print the table."""
-    record = _measure(options)
+    record = _with_power(_measure(options), options)
     paths = _write(record, options)
     _print(record, options, paths)
     return record.exit_code()
@@ -92,6 +92,30 @@ def compare(options: argparse.Namespace) -> int:
     if record.exit_code() == 5:
         print("nothing was judged: the two have no number in common", file=sys.stderr)
     return record.exit_code()
+
+
+def power(options: argparse.Namespace) -> int:
+    """Which known mistakes a profile catches, and whom it accuses wrongly."""
+    from harness import judge, killtable
+    from harness.power import DTYPES, shown, tables
+
+    judge.load(options.profile)
+    settings = {"processes": options.processes, "seeds": options.seeds, "only": listed(options.fault, "fault")}
+    dtypes, folder = listed(options.dtype, "dtype") or DTYPES, Path(options.out)
+    try:
+        with _Progress() as progress:
+            settings["progress"] = progress.tell
+            found, cached = tables(options.model, dtypes, options.profile, folder, options.fresh, **settings)
+    except KeyboardInterrupt:
+        return _complain("interrupted; number formats that were not finished are not kept", 130)
+    data = killtable.evidence(found, shown(options.profile))
+    if options.json:
+        print(json.dumps({**data, "cached": cached}, indent=1))
+        return killtable.exit_code(data)
+    for line in killtable.lines(data):
+        print(line)
+    print(f"measured earlier, in {data['seconds']} s; --fresh measures again" if cached else f"{data['seconds']} s")
+    return killtable.exit_code(data)
 
 
 def backends(options: argparse.Namespace) -> int:
@@ -157,6 +181,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "report": report,
     "bench": validate,
     "compare": compare,
+    "power": power,
     "backends": backends,
     "models": models,
     "suites": suites,
@@ -205,6 +230,20 @@ def _measure(options: argparse.Namespace) -> "Record":
             earlier = None
     with _Progress() as progress:
         return run(job, progress.tell, lambda record: _keep(record, folder), earlier, options.typed)
+
+
+def _with_power(record: "Record", options: argparse.Namespace) -> "Record":
+    """The record with what is known of the power of the gate that it went through."""
+    from dataclasses import replace
+
+    from harness.power import known
+
+    found = known(record, Path(options.out))
+    if found is None:
+        return record
+    record = replace(record, observations=(*record.observations, found))
+    _keep(record, Path(options.out) / RECORDS)
+    return record
 
 
 def _keep(record: "Record", folder: Path) -> None:
@@ -259,6 +298,10 @@ def _print(record: "Record", options: argparse.Namespace, paths: list[Path]) -> 
         print(line)
     _print_paths(paths)
     print(verdict_line(record))
+    from harness.power import told
+
+    if told(record):
+        print(told(record))
 
 
 def _digest(record: "Record", paths: list[Path]) -> dict[str, Any]:

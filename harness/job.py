@@ -8,6 +8,7 @@ from typing import Any
 from backends.errors import UsageError
 from backends.registry import Spec, find, parse, table
 from harness import suite
+from harness.envelope import FORMATS, honest_id
 
 REFERENCE = "reference-f64"
 
@@ -77,6 +78,8 @@ def make_job(
     for name in suites:
         suite.load(name)
     chosen = tuple(dict.fromkeys(spec.id for spec in specs))
+    for name in set(chosen) & set(map(honest_id, FORMATS)):
+        raise UsageError(f"{name} is how a record calls its own honest runs; write honest:SEED, as in honest:1@f32.")
     reference = parse(settings.pop("reference", "") or REFERENCE).id
     if reference in chosen:
         raise UsageError(

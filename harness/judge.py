@@ -12,6 +12,7 @@ from importlib.resources import files
 from typing import Any
 
 from backends.errors import HarnessError, unknown
+from harness.envelope import honest_format, honest_id
 from reports.record import Measurement, Outcome, Record, Subject, Verdict
 
 BOUNDS = ("max", "below", "min", "equals", "envelope")
@@ -192,13 +193,13 @@ def _judge_case(
             or not _applies(criterion, subject, record)
         ):
             continue
-        honest = numbers.get((suite, case, f"honest@{subject.info.get('dtype')}", criterion.measure))
+        honest = numbers.get((suite, case, honest_id(str(subject.info.get("dtype"))), criterion.measure))
         yield _verdict(criterion, case, subject, numbers.get((suite, case, subject.id, criterion.measure)), honest)
 
 
 def _applies(criterion: Criterion, subject: Subject, record: Record) -> bool:
     facts = {
-        "dtype": str(subject.info.get("dtype")),
+        "dtype": honest_format(str(subject.info.get("dtype"))),
         "device": str(subject.info.get("device", "")).partition(":")[0],
         "version": str(record.model.get("version")),
     }

@@ -17,7 +17,7 @@ from backends.registry import parse
 from harness.job import Job
 from harness.judge import EVENT
 from harness.measures.base import Context, Sample, Spread
-from harness.suite import Case
+from harness.suite import Case, Suite
 from reports.record import Measurement, Observation, Outcome, Record, Subject
 
 if TYPE_CHECKING:
@@ -41,7 +41,10 @@ class BrokenReferenceError(BackendError):
 
 @dataclass
 class Ledger:
-    """One run under way: what it has and what it found so far."""
+    """One run under way: what it has and what it found so far.
+
+    `plan` holds suites with a selection of their cases; empty is the job's suites, whole.
+    """
 
     job: Job
     record: Record
@@ -54,6 +57,8 @@ class Ledger:
     observations: list[Observation] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     truths: dict[tuple[str, str], Sample] = field(default_factory=dict)
+    bands: dict[tuple[str, str, str, tuple[str, ...]], Any] = field(default_factory=dict)
+    plan: tuple[Suite, ...] = ()
     kept_at: float = 0.0
 
     @property

@@ -60,6 +60,15 @@ def parser() -> Parser:
     _compare(
         commands.add_parser("compare", help="compare two saved records or dumps, without torch", allow_abbrev=False)
     )
+    _power(
+        commands.add_parser(
+            "power",
+            help="which known mistakes a profile catches on a checkpoint, and whom it accuses wrongly",
+            epilog=EXIT_CODES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+    )
     for name, text in (
         ("backends", "which backends there are, and why one cannot run here"),
         ("models", "what --model takes"),
@@ -106,6 +115,20 @@ def _compare(p: argparse.ArgumentParser) -> None:
     p.add_argument("b", metavar="CANDIDATE", help="what is compared with it")
     p.add_argument("--profile", default="strict", help="criteria: strict (default) or seed")
     _where(p, out="")
+
+
+def _power(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--model", default="conformance", help=MODEL_HELP + " (default: conformance)")
+    p.add_argument("--profile", default="strict", help="whose verdicts count: strict (default) or seed; both are shown")
+    p.add_argument("--dtype", action="append", default=[], metavar="D", help="repeatable, or a,b; default: f32,bf16")
+    p.add_argument("--fault", action="append", default=[], metavar="NAME", help="only these, repeatable; default: all")
+    p.add_argument(
+        "--seeds", type=_count, default=20, metavar="N", help="honest runs in every number format (default: 20)"
+    )
+    p.add_argument("--processes", type=_count, default=0, metavar="N", help="default: one a core, 8 at most")
+    p.add_argument("--fresh", action="store_true", help="measure again what the cache in --out has")
+    p.add_argument("--out", default=OUT, metavar="DIR", help=f"folder whose cache is used (default: {OUT})")
+    _json(p)
 
 
 def _what(p: argparse.ArgumentParser) -> None:

@@ -68,11 +68,11 @@ def run(job: Job, progress: Progress, keep: Keep, earlier: Record | None = None,
 
 def job_key(job: Job) -> str:
     """Key of a job on this state of the checkpoint's files, under this version and state of the program."""
-    return job.key(f"{__version__} {_code()} {_stamp(Path(job.model))}")
+    return job.key(f"{__version__} {code_hash()} {_stamp(Path(job.model))}")
 
 
 @cache
-def _code() -> str:
+def code_hash() -> str:
     """Hash of the program's own files: a commit does not tell what has been changed since."""
     found = hashlib.sha256()
     for room in ("harness", "backends"):

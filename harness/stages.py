@@ -3,7 +3,9 @@
 import importlib
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import cast
+from dataclasses import replace
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 
@@ -11,7 +13,6 @@ from backends.base import DTYPES, Session
 from backends.errors import BackendError, InputError, Unsupported
 from backends.registry import open_session, parse
 from harness import bench, envelope, suite
-from harness.job import Job
 from harness.judge import again, load
 from harness.ledger import BrokenReferenceError, Ledger, Spreads, info_facts, one_line, planned
 from harness.measures.base import Context, Measure, Sample, Spread
@@ -24,12 +25,11 @@ COLUMNED = ("logits", "generation")
 """Suites whose tables have a column for the reference."""
 
 
-def units(job: Job) -> Iterator[tuple[Suite, Case]]:
+def units(ledger: Ledger) -> Iterator[tuple[Suite, Case]]:
     """Every case of every suite but speed, in order."""
-    for name in job.suites:
-        if name != SPEED:
-            loaded = suite.load(name)
-            yield from ((loaded, case) for case in loaded.cases)
+    for found in ledger.plan or map(suite.load, ledger.job.suites):
+        if found.name != SPEED:
+            yield from ((found, case) for case in found.cases)
 
 
 def measure_of(found: Suite) -> Measure:
@@ -77,7 +77,7 @@ def require(found: Suite, session: Session, who: str = "this backend") -> None:
 def reference_evidence(ledger: Ledger, session: Session) -> None:
     """Tables that have a column for the reference need its evidence too."""
     kept = {(o.suite, o.case) for o in ledger.observations if o.subject == ledger.job.reference}
-    for found, case in units(ledger.job):
+    for found, case in units(ledger):
         if found.name in COLUMNED and (found.name, case.name) not in kept:
             truth = truth_of(ledger, session, found, case)
             for kind, data in measure_of(found).observe(truth, truth, ledger.context(case)):
@@ -86,8 +86,9 @@ def reference_evidence(ledger: Ledger, session: Session) -> None:
 
 def envelopes(ledger: Ledger, truth_session: Session) -> Spreads:
     """Honest runs of every case in every number format that a candidate computes in."""
-    formats = [f for f in dict.fromkeys(parse(name).dtype for name in ledger.job.subjects) if f in envelope.FORMATS]
-    suites = {found.name for found, _ in units(ledger.job) if found.envelope}
+    asked = dict.fromkeys(envelope.honest_format(parse(name).dtype) for name in ledger.job.subjects)
+    formats = [dtype for dtype in asked if dtype in envelope.FORMATS]
+    suites = {found.name for found, _ in units(ledger) if found.envelope}
     if SPEED in ledger.job.suites:
         suites.add("logits")
     count = envelope.runs(ledger.job.honest_runs, ledger.weights.facts.parameters)
@@ -97,17 +98,18 @@ def envelopes(ledger: Ledger, truth_session: Session) -> Spreads:
         subject = envelope.honest_id(dtype)
         with open_session(spec, ledger.weights, ledger.threads) as session:
             ledger.subjects[subject] = Subject(subject, "honest", {**info_facts(session.info), "runs": count})
-            for found, case in _honest_units(ledger.job, suites):
+            for found, case in _honest_units(ledger, suites):
                 spreads[found.name, case.name, subject] = _envelope(
                     ledger, truth_session, session, subject, found, case, count
                 )
     return spreads
 
 
-def _honest_units(job: Job, suites: set[str]) -> Iterator[tuple[Suite, Case]]:
+def _honest_units(ledger: Ledger, suites: set[str]) -> Iterator[tuple[Suite, Case]]:
+    planned = {found.name: found for found, _ in units(ledger)}
     for name in sorted(suites):
-        found = suite.load(name)
-        cases = found.cases if name in job.suites else found.cases[:1]  # speed's gate needs one prompt
+        found = planned.get(name) or suite.load(name)
+        cases = found.cases if name in planned else found.cases[:1]  # speed's gate needs one prompt
         yield from ((found, case) for case in cases)
 
 
@@ -146,7 +148,7 @@ def _known_spreads(ledger: Ledger, found: str, case: str, subject: str) -> dict[
 def candidate(ledger: Ledger, stack: ExitStack, name: str, truth_session: Session, spreads: Spreads) -> Session | None:
     """Run one candidate through all suites; it stays open if its speed will be asked for."""
     done = ledger.done()
-    todo = [(f, c) for f, c in units(ledger.job) if (f.name, c.name, name) not in done]
+    todo = [(f, c) for f, c in units(ledger) if (f.name, c.name, name) not in done]
     if not todo and SPEED not in ledger.job.suites:
         return None
     ledger.progress(f"opening {name}")
@@ -168,21 +170,50 @@ def candidate(ledger: Ledger, stack: ExitStack, name: str, truth_session: Sessio
         ledger.subjects[name] = Subject(name, "candidate", info_facts(session.info))
         for found, case in todo:
             ledger.progress(f"{found.name} {case.name}: {name}")
-            honest = spreads.get((found.name, case.name, envelope.honest_id(session.info.dtype)), {})
             with ledger.guarded((found.name, case.name, name)):
-                _unit(
-                    ledger,
-                    session,
-                    found,
-                    ledger.context(case, honest),
-                    truth_of(ledger, truth_session, found, case),
-                    name,
-                )
+                context = _context(ledger, truth_session, found, case, session.info.dtype, spreads)
+                _unit(ledger, session, found, context, truth_of(ledger, truth_session, found, case), name)
             ledger.save()
     finally:
         if SPEED not in ledger.job.suites:
             session.close()
     return session
+
+
+def _context(ledger: Ledger, truth_session: Session, found: Suite, case: Case, dtype: str, spreads: Spreads) -> Context:
+    """What a measure is told besides the candidate's session."""
+    context = ledger.context(case, spreads.get((found.name, case.name, envelope.honest_id(dtype)), {}))
+    context = replace(context, truth_session=truth_session)
+    if not hasattr(measure_of(found), "bands"):
+        return context
+    return replace(context, bands=partial(bands, ledger, found, context, envelope.honest_format(dtype)))
+
+
+def bands(ledger: Ledger, found: Suite, context: Context, dtype: str, names: tuple[str, ...]) -> Any:
+    """What a measure keeps of honest runs beyond single numbers; taken when first asked for.
+
+    Args:
+        ledger: of the run.
+        found: the suite.
+        context: of the case, with the reference's session.
+        dtype: number format of the honest runs.
+        names: which tensors are recorded.
+    """
+    key = (found.name, context.case.name, dtype, names)
+    if key not in ledger.bands:
+        assert context.truth_session is not None
+        measure: Any = measure_of(found)
+        truth = truth_of(ledger, context.truth_session, found, context.case)
+        count = envelope.runs(ledger.job.honest_runs, ledger.weights.facts.parameters)
+        ledger.progress(f"{found.name} {context.case.name}: honest runs, {dtype}")
+        with open_session(parse(f"honest:{ledger.job.seed}@{dtype}"), ledger.weights, ledger.threads) as session:
+            ledger.bands[key] = measure.bands(session, context, truth, names, count)
+            subject = Subject(envelope.honest_id(dtype), "honest", {**info_facts(session.info), "runs": count})
+        ledger.subjects.setdefault(subject.id, subject)
+        unit = (found.name, context.case.name, subject.id)
+        if not any((o.suite, o.case, o.subject, o.kind) == (*unit, "bands") for o in ledger.observations):
+            ledger.observations.append(Observation(*unit, "bands", measure.band_facts(ledger.bands[key])))
+    return ledger.bands[key]
 
 
 def _unit(ledger: Ledger, session: Session, found: Suite, context: Context, truth: Sample, name: str) -> None:

@@ -20,6 +20,9 @@ SLACK = 10.0
 NEAR = 1.5
 """Up to this many times the largest honest error, an error is called as near as honest arithmetic gets."""
 
+HONEST_Z = 2.2  # what the largest |z| of some 16 independent honest runs would be if positions were independent
+BIASED_Z = 3.5  # pooled; a healthy program exceeds it once in two thousand runs
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -172,16 +175,22 @@ def _calibration(probabilities: list[float], observed: int) -> str:
 
 
 def bias(record: Record, subject: Subject) -> list[str]:
-    """Whether the error has a direction; the cases' z are pooled, so that many cases raise no false alarm."""
-    scores = [
-        score
-        for case in views.cases(record, "logits")
-        if (score := views.value(record, "logits", case, subject.id, views.BIAS_Z)) is not None and math.isfinite(score)
-    ]
+    """Whether the error has a direction; the cases' z are pooled, so that many cases raise no false alarm.
+
+    Errors at neighbouring positions hang together, so honest runs reach larger z than chance would give; each
+    case's z is taken in units of theirs.
+    """
+    honest = views.honest_for(record, subject)
+    scores = []
+    for case in views.cases(record, "logits"):
+        score = views.value(record, "logits", case, subject.id, views.BIAS_Z)
+        usual = views.value(record, "logits", case, honest.id, views.BIAS_Z) if honest else None
+        if score is not None and math.isfinite(score):
+            scores.append(score / max(1.0, (usual or 0.0) / HONEST_Z))
     if not scores:
         return []
     z = sum(scores) / math.sqrt(len(scores))
-    if abs(z) < 3:
+    if not abs(z) >= BIASED_Z:
         return [f"The error has no direction (z = {num(z, 2)} over {plural(len(scores), 'case')})."]
     side = "above" if z > 0 else "below"
     text = f"The error is biased {side} the reference (z = {num(z, 2)} over {plural(len(scores), 'case')})"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import groupby
 
-from reports import views
+from reports import power, views
 from reports.document import Block, Card, Cards, Cell, Table, say, table
 from reports.record import Outcome, Record, Verdict
 from reports.text import MISSING, Rich, Span, code, dim, listed, num, plural, rich, times
@@ -103,8 +103,9 @@ def facts(record: Record) -> tuple[tuple[str, Rich], ...]:
         ("Run", rich(code(record.id))),
         ("Started", rich(record.created)),
         ("Finished", rich(record.finished or MISSING)),
+        ("This gate", rich(power.line(record))),
     ]
-    return tuple(rows)
+    return tuple(row for row in rows if row[1] != rich(""))
 
 
 def opening(record: Record) -> tuple[Block, ...]:

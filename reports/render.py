@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reports import extras, header, predictions, sections
+from reports import extras, header, layers, power, predictions, sections
 from reports.document import Blocks, Document, Section
 from reports.markdown import FILTERS
 from reports.record import Record
@@ -30,6 +30,8 @@ SECTIONS: tuple[tuple[str, tuple[Callable[[Record], Blocks], ...]], ...] = (
     ("Stepwise drift", (extras.stepwise,)),
     ("Consistency", (extras.consistency,)),
     ("State", (extras.state,)),
+    ("Layers", (layers.layers,)),
+    ("Power of this gate", (power.power,)),
     ("Speed", (extras.speed,)),
     ("All other numbers", (extras.measurements,)),
 )

@@ -1,4 +1,4 @@
-"""Walks the named equations of a version: run, trace, override, round, replay.
+"""Walks the named equations of a version: run, trace, override, round; `replay` walks a recording.
 
 The walker resolves each parameter of an equation by name: first the tensors of the sub-layer, then the
 weights of the block, then what the walk carries along (`x`, `tokens`, `heads`, `v_first`). A parameter
@@ -62,6 +62,23 @@ class Walk:
         return torch.cat([first[:, None], value[:, :-1]], dim=1)
 
 
+@dataclass(frozen=True)
+class Sublayer:
+    """One table of equations at its place in the model.
+
+    Attributes:
+        prefix: what stands before its tensors' names ("blocks.3.att.").
+        table: tensor name -> equation.
+        group: whose weights it reads.
+        stream: full name of the tensor that enters it as `x`; empty before the first.
+    """
+
+    prefix: str
+    table: Mapping[str, Equation]
+    group: str
+    stream: str
+
+
 @cache
 def parameters(equation: Equation) -> tuple[str, ...]:
     """The names that an equation reads."""
@@ -111,77 +128,39 @@ class Model:
             Logits (B, T or 1, V) or None, the carry after the last token, the traced tensors (B, T, ...).
         """
         walk = Walk(tokens, before or Carry(), trace)
-        x = self._walk_table(walk, "", self.version.EMBED, self._read("embed"))["ln0"]
+        x = self._walk_table(walk, "", self.version.EMBED, self.read("embed"))["ln0"]
         v_first: Tensor | None = None
         for layer in range(self.layers):
-            scope = {**self._read(f"blocks.{layer}.att"), "x": x, "v_first": v_first}
+            scope = {**self.read(f"blocks.{layer}.att"), "x": x, "v_first": v_first}
             done = self._walk_table(walk, f"blocks.{layer}.att.", self._time_mix(layer), scope)
             v_first = done["v"] if layer == 0 else v_first
-            scope = {**self._read(f"blocks.{layer}.ffn"), "x": done["res"]}
+            scope = {**self.read(f"blocks.{layer}.ffn"), "x": done["res"]}
             x = self._walk_table(walk, f"blocks.{layer}.ffn.", self.version.CHANNEL_MIX, scope)["res"]
         result = None
         if logits != "none":
             x = x[:, -1:] if logits == "last" else x
-            result = self._walk_table(walk, "", self.version.HEAD, {**self._read("head"), "x": x})["head"]
+            result = self._walk_table(walk, "", self.version.HEAD, {**self.read("head"), "x": x})["head"]
         return result, Carry(walk.after), walk.trace
 
-    def replay(
-        self, recorded: Mapping[str, Tensor], tokens: Tensor, before: Carry | None = None
-    ) -> Iterator[tuple[str, Tensor]]:
-        """Evaluate every equation on the inputs that somebody recorded.
-
-        A difference between the result and the recorded output was contributed by that equation alone;
-        what its inputs had wrong is inherited and does not count.
-
-        Args:
-            recorded: full tensor name -> (B, T, ...). Equations with an unrecorded input are left out.
-            tokens: (B, T).
-            before: the state that the recording began with.
-
-        Yields:
-            Full tensor name and what it should have been.
-        """
-        known = {name: value.to(self.dtype) for name, value in recorded.items()}
-        walk = Walk(tokens, before or Carry(), ())
+    def sublayers(self) -> Iterator[Sublayer]:
+        """Everything, in the order of evaluation."""
+        yield Sublayer("", self.version.EMBED, "embed", "")
         stream = "ln0"
-        for prefix, table, weights in self._tables():
-            scope = {**self._read(weights), "tokens": tokens, "heads": self.heads}
-            scope |= {"x": known.get(stream), "v_first": known.get("blocks.0.att.v")}
-            scope |= {name: known.get(prefix + name) for name in table}
-            for name, equation in table.items():
-                arguments = self._replay_arguments(walk, prefix, self._equation(prefix + name, equation), scope)
-                if arguments is not None:
-                    yield prefix + name, self._equation(prefix + name, equation)(**arguments)
-            stream = prefix + "res" if prefix else stream
-
-    def _replay_arguments(self, walk: Walk, prefix: str, equation: Equation, scope: Scope) -> Scope | None:
-        """What an equation reads, from the recording; None where something was not recorded."""
-        arguments = {}
-        for name in parameters(equation):
-            source = name.removesuffix("_prev") if name.endswith("_prev") else name
-            value = scope.get(source)
-            if value is None:
-                return None
-            arguments[name] = walk.previous(prefix + source, value) if source != name else value
-        return arguments
-
-    def _tables(self) -> Iterator[tuple[str, Mapping[str, Equation], str]]:
-        """Prefix, table and weight group of everything, in order."""
-        yield "", self.version.EMBED, "embed"
         for layer in range(self.layers):
-            yield f"blocks.{layer}.att.", self._time_mix(layer), f"blocks.{layer}.att"
-            yield f"blocks.{layer}.ffn.", self.version.CHANNEL_MIX, f"blocks.{layer}.ffn"
-        yield "", self.version.HEAD, "head"
+            for part, table in (("att", self._time_mix(layer)), ("ffn", self.version.CHANNEL_MIX)):
+                yield Sublayer(f"blocks.{layer}.{part}.", table, f"blocks.{layer}.{part}", stream)
+                stream = f"blocks.{layer}.{part}.res"
+        yield Sublayer("", self.version.HEAD, "head", stream)
 
     def names(self) -> list[str]:
         """Full names of all tensors, in order of evaluation."""
-        return [prefix + name for prefix, table, _ in self._tables() for name in table]
+        return [part.prefix + name for part in self.sublayers() for name in part.table]
 
     def _time_mix(self, layer: int) -> Mapping[str, Equation]:
         table: Mapping[str, Equation] = self.version.TIME_MIX_LAYER0 if layer == 0 else self.version.TIME_MIX
         return table
 
-    def _equation(self, name: str, equation: Equation) -> Equation:
+    def equation(self, name: str, equation: Equation) -> Equation:
         """The equation of a tensor, or what overrides it."""
         for pattern, other in self.overrides.items():
             if fnmatchcase(name, pattern):
@@ -191,14 +170,14 @@ class Model:
     def _walk_table(self, walk: Walk, prefix: str, table: Mapping[str, Equation], scope: Scope) -> Scope:
         """Evaluate one sub-layer; returns its tensors (the recurrence's only where traced)."""
         scope = {"tokens": walk.tokens, "heads": self.heads, **scope}
-        equations = {name: self._equation(prefix + name, equation) for name, equation in table.items()}
+        equations = {name: self.equation(prefix + name, equation) for name, equation in table.items()}
         done: Scope = {}
         for name, equation in equations.items():
             if name in done:  # a reader of the recurrence, evaluated with it
                 continue
             if name + "_prev" in parameters(equation):
                 readers = {n: e for n, e in equations.items() if name in parameters(e)}
-                done |= self._recur(walk, prefix, name, equation, readers, scope, done)
+                done |= self.recur(walk, prefix, name, equation, readers, scope, done)
             else:
                 done[name] = self._evaluate(walk, prefix, name, equation, {**scope, **done})
         return done
@@ -214,7 +193,7 @@ class Model:
         walk.keep(prefix + name, value)
         return value
 
-    def _recur(
+    def recur(
         self,
         walk: Walk,
         prefix: str,
@@ -237,13 +216,15 @@ class Model:
         pieces: dict[str, list[Tensor]] = {n: [] for n in (name, *readers)}
         traced = any(fnmatchcase(prefix + name, pattern) for pattern in walk.patterns)
         for start in range(0, T, BLOCK):
-            states = []
+            states, before = [], S
             for t in range(start, min(start + BLOCK, T)):
                 now = {p: z[:, t] if p in timed else z for p, z in inputs.items()}
                 S = self._rounded(prefix + name, equation(**{name + "_prev": S}, **now))
                 states.append(S)
             block = {**scope, **{n: z[:, start : start + BLOCK] for n, z in timed.items()}}
             block[name] = torch.stack(states, dim=1)
+            if any(name + "_prev" in parameters(read) for read in readers.values()):
+                block[name + "_prev"] = torch.stack([before, *states[:-1]], dim=1)
             if traced:
                 pieces[name].append(block[name])
             for reader, read in readers.items():
@@ -258,7 +239,7 @@ class Model:
     def _rounded(self, name: str, value: Tensor) -> Tensor:
         return value if self.rounding is None else self.rounding(name, value)
 
-    def _read(self, group: str) -> Scope:
+    def read(self, group: str) -> Scope:
         """The weights of a group under the names that equations use ("receptance_weight")."""
         if self._kept is not None and group in self._kept:
             return self._kept[group]

@@ -25,8 +25,10 @@ def to_f16(x: Tensor, generator: torch.Generator) -> Tensor:
     """Round float32 to float16's grid, up or down at random, unbiased; its range is not applied."""
     exponent = (torch.frexp(x).exponent - F16_BITS).clamp_min(F16_SMALLEST)
     unit = torch.ldexp(torch.ones_like(x), exponent)
-    noise = torch.rand(x.shape, generator=generator)
-    return torch.where(x.isfinite(), torch.floor(x / unit + noise) * unit, x)
+    steps = x / unit
+    below = steps.floor()
+    up = torch.rand(x.shape, generator=generator) < steps - below  # added up, they would lose what is on the grid
+    return torch.where(x.isfinite(), (below + up) * unit, x)
 
 
 def jitter(x: Tensor, generator: torch.Generator) -> Tensor:

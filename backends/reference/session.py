@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -10,10 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from backends.base import Array, Ids, Info, Output, Session, State, Want
+from backends.base import Array, Gap, Ids, Info, Output, Session, State, Want
 from backends.errors import UsageError
 from backends.reference import v7
 from backends.reference.equations import Carry, Equation, Model, Rounding
+from backends.reference.forms import varied
+from backends.reference.misreadings import misreadings
+from backends.reference.replay import gaps, replay
 from backends.reference.rounding import honest
 from backends.tokenizer import for_model
 from backends.weights import DTYPES, Weights
@@ -80,11 +83,26 @@ class EquationSession(Session):
         )
 
     @torch.no_grad()
-    def replay(self, recorded: Mapping[str, Array], tokens: npt.ArrayLike, state: Any = None) -> dict[str, Array]:
+    def replay(
+        self,
+        recorded: Mapping[str, Array],
+        tokens: npt.ArrayLike,
+        state: Any = None,
+        only: Collection[str] | None = None,
+    ) -> dict[str, Array]:
         """See `Session.replay`; evaluated in this session's number format."""
-        known = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in recorded.items()}
-        found = self.model.replay(known, torch.from_numpy(self._checked(tokens)), state)
+        found = replay(self.model, _tensors(recorded), torch.from_numpy(self._checked(tokens)), state, only)
         return {name: value.numpy() for name, value in found}
+
+    def gaps(self, recorded: Collection[str]) -> dict[str, Gap]:
+        """See `Session.gaps`."""
+        return gaps(self.model, recorded)
+
+    @torch.no_grad()
+    def misread(self, recorded: Mapping[str, Array], tokens: npt.ArrayLike, name: str) -> dict[str, Array]:
+        """See `Session.misread`."""
+        found = misreadings(self.model, _tensors(recorded), torch.from_numpy(self._checked(tokens)), name)
+        return {words: value.numpy() for words, value in found}
 
     def export_state(self, state: Carry) -> State:
         """The carry as arrays in the agreed layout (a copy)."""
@@ -104,6 +122,10 @@ class EquationSession(Session):
         return torch.stack([carry.tensors[f"blocks.{layer}.{name}"] for layer in layers]).numpy()
 
 
+def _tensors(arrays: Mapping[str, Array]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
+
+
 def open_reference(weights: Weights, *, device: str = "cpu", dtype: str = "f64", threads: int = 0) -> EquationSession:
     """The truth: every equation in float64."""
     del device  # the CPU only: float64 is slow or missing elsewhere
@@ -120,14 +142,16 @@ def open_honest(
         device: "cpu".
         threads: of torch; 0 leaves it as it is.
         dtype: the format whose rounding is applied.
-        argument: seed of the rounding, an integer; rows of a batch are rounded independently.
+        argument: seed of the rounding, an integer; rows of a batch are rounded independently, and written in one
+            public form of the equations after another.
     """
     del device
     if argument and not argument.isdecimal():
         raise UsageError(f"honest:SEED takes an integer seed, got {argument!r}.")
     version = VERSIONS[weights.facts.version]
-    rounding = honest(dtype, int(argument or 0), version.KEPT_F32)
-    return EquationSession(weights, "honest", "f32", threads, rounding, dtype, shown=dtype)
+    seed = int(argument or 0)
+    rounding = honest(dtype, seed, version.KEPT_F32)
+    return EquationSession(weights, "honest", "f32", threads, rounding, dtype, varied(seed), shown=dtype)
 
 
 def _memory() -> int:

@@ -3,11 +3,12 @@
 A module has three functions. `collect` runs a session and returns samples; `compare` turns a sample and
 the truth's into numbers; `observe` turns them into evidence for tables and plots. Honest runs go through
 the same three, many runs as the rows of one batch. A module may also offer `independent` (a truth that is
-not the reference's), `band` (evidence over all honest runs), and `ALONE = True` (there is no truth: a
-subject is compared with itself).
+not the reference's), `band` (evidence over all honest runs), `bands` with `band_facts` (whatever else it keeps
+of honest runs, taken when a candidate asks for it), and `ALONE = True` (there is no truth: a subject is compared
+with itself).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -63,6 +64,9 @@ class Context:
         tokenizer: for showing ids as text; None where the vocabulary is unknown.
         seed: of everything random.
         honest: number -> its spread over honest runs in this subject's number format; empty without an envelope.
+        truth_session: the reference, for measures that ask it about what the subject recorded.
+        bands: for a measure with a function `bands`: names of the recorded tensors -> what it keeps of honest runs
+            in the subject's number format.
     """
 
     case: Case
@@ -71,6 +75,8 @@ class Context:
     tokenizer: Tokenizer | None = None
     seed: int = 0
     honest: Mapping[str, Spread] = field(default_factory=dict)
+    truth_session: Session | None = None
+    bands: Callable[[tuple[str, ...]], Any] | None = None
 
     def largest(self, name: str) -> float:
         """The largest value of a number over the honest runs; 0 without an envelope."""

@@ -38,7 +38,8 @@ def compare(got: Sample, truth: Sample, context: Context) -> list[Number]:
             *(("cosine", ""), ("bias", "logit"), ("bias_z", "sigma")),
         )
     ]
-    return [*found, Number("rms_median", _typical(candidate, want), "logit"), *_ranking(candidate[-1], want[-1], context)]
+    typical = Number("rms_median", _typical(candidate, want), "logit")
+    return [*found, typical, *_ranking(candidate[-1], want[-1], context)]
 
 
 def _common(got: Sample, truth: Sample) -> tuple[Array, Array]:

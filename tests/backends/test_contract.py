@@ -9,11 +9,12 @@ import torch
 from backends import registry
 from backends.base import ABILITIES, Array, Ids, Output, Session, Want
 from backends.errors import BackendError, Unsupported
+from backends.fault_list import EQUIVALENTS
 from backends.weights import Weights
 from tests.backends.random_model import as_weights, random_rwkv7
 
-ARGUMENTS = {"honest": "honest:3@f32"}
-"""How a backend that takes an argument is written in these tests."""
+ARGUMENTS = {"honest": "honest:3@f32", "fault": f"fault:{next(iter(EQUIVALENTS))}"}
+"""How a backend that takes an argument is written in these tests; a true equivalent keeps the whole contract."""
 
 RANDOM = {"honest"}
 """Backends that round at random: their runs agree within a band, never bit for bit."""

@@ -32,7 +32,7 @@ class WritesIntoItsInput(EquationSession):
     def _forward(self, tokens: Ids, state: Any, want: Want) -> Output:
         if state is not None:
             for tensor in state.tensors.values():
-                tensor += 1
+                tensor.add_(1)
         return super()._forward(tokens, state, want)
 
 
@@ -90,6 +90,7 @@ def _unopenable(weights: Weights) -> Session:
 
 KINDS: dict[str, Callable[[Weights], Session]] = {
     "right": lambda w: Broken(w, lambda out: out),
+    "double": lambda w: EquationSession(w, "double", "f64"),
     "wrong": lambda w: Broken(w, lambda out: out, overrides={"blocks.*.att.w": early_decay}),
     "nan": lambda w: Broken(w, nan),
     "dying": lambda w: Broken(w, dying),

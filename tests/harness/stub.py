@@ -1,14 +1,17 @@
 """A session without a model, and short runs of the harness, for tests."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from backends.base import ABILITIES, Array, Ids, Info, ModelFacts, Output, Session, State, Want
 from backends.tokenizer import open_tokenizer
+from harness import suite
 from harness.job import make_job
-from harness.measures.base import Context, Spread
+from harness.measures.base import Context, Number, Spread
 from harness.run import run
 from harness.suite import Case
 from reports.record import Record, Verdict
@@ -44,11 +47,11 @@ class Stub(Session):
         return 0
 
 
-def context(tokens: Array | list[int], honest: dict[str, float] | None = None, **options: Any) -> Context:
+def context(ids: Array | list[int], honest: dict[str, float] | None = None, /, **options: Any) -> Context:
     """A context over bytes; `honest` is the largest of the honest runs by number."""
     spreads = {name: Spread(value, value) for name, value in (honest or {}).items()}
     case = Case("case", "fibonacci", options)
-    return Context(case, np.asarray(tokens, dtype=np.int64), FACTS, open_tokenizer("bytes"), honest=spreads)
+    return Context(case, np.asarray(ids, dtype=np.int64), FACTS, open_tokenizer("bytes"), honest=spreads)
 
 
 def measured(
@@ -74,3 +77,29 @@ def outcomes(record: Record, subject: str = "", suite: str = "") -> dict[str, st
 def verdict_of(record: Record, criterion: str, subject: str) -> Verdict:
     """The first verdict of a criterion on a subject."""
     return next(v for v in record.verdicts if (v.criterion, v.subject) == (criterion, subject))
+
+
+def small_suites(patch: pytest.MonkeyPatch, most: int = 2) -> None:
+    """Every suite with so many cases at most, on shorter texts."""
+    loaded = {name: suite.load(name) for name in suite.names()}
+    patch.setattr(
+        suite, "load", {n: replace(s, cases=tuple(map(_short, s.cases[:most]))) for n, s in loaded.items()}.__getitem__
+    )
+
+
+def _short(case: Case) -> Case:
+    options = {"positions": [1, 16, 64], "chunks": [1, 16, 17], "tokens": 40}
+    kept = {name: options.get(name, value) for name, value in case.options.items()}
+    return replace(case, prompt="prose" if case.prompt == "long" else case.prompt, options=kept)
+
+
+def numbers(found: list[Number]) -> dict[str, float]:
+    return {number.name: number.value for number in found}
+
+
+def where(found: list[Number], name: str) -> str:
+    return next(number.where for number in found if number.name == name)
+
+
+def evidence(found: Iterator[tuple[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    return dict(found)

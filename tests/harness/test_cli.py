@@ -176,6 +176,14 @@ def test_last_logits_are_enough_for_the_logits_suite(command: Command) -> None:
     assert all(where.startswith("token 21, ") for where in wheres)
 
 
+def test_a_float64_port_is_held_to_what_float32_owes(command: Command) -> None:
+    done = command("validate", "--backend", "double", "--suite", "logits,distribution", *QUICK)
+    assert done.code == 0
+    limits = [v.limit for v in done.record.verdicts if v.criterion == "strict/logits.rms"]
+    assert len(limits) > 10
+    assert all("honest" in limit for limit in limits)
+
+
 def test_a_subject_that_writes_into_its_input_is_caught(command: Command) -> None:
     done = command("validate", "--backend", "writes", "--suite", "consistency", *QUICK)
     assert done.code == 1

@@ -3,6 +3,7 @@
 import json
 import pickle
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,7 @@ def test_subjects_and_suites_named_twice_count_once() -> None:
 def test_the_key_hangs_on_everything_that_is_measured() -> None:
     job = Job("m", ("torch-cpu-f32",))
     assert job.key() == Job("m", ("torch-cpu-f32",)).key()
-    changes = [
+    changes: list[dict[str, Any]] = [
         {"model": "n"}, {"subjects": ("torch-compile",)}, {"reference": "torch-cpu-f32"}, {"suites": ("logits",)},
         {"profile": "seed"}, {"threads": 2}, {"seed": 1}, {"honest_runs": 3},
     ]  # fmt: skip
@@ -58,6 +59,13 @@ def test_cuda_subjects_join_where_cuda_can_be_used(monkeypatch: pytest.MonkeyPat
 def test_the_reference_is_no_candidate() -> None:
     with pytest.raises(UsageError, match="torch-cpu-f32 is the reference"):
         make_job("m", ("torch-cpu-f32",), reference="torch-cpu-f32")
+
+
+@pytest.mark.parametrize("name", ["honest@f32", "honest@f16"])
+def test_a_candidate_does_not_take_the_name_of_the_honest_runs(name: str) -> None:
+    with pytest.raises(UsageError, match="write honest:SEED"):
+        make_job("m", (name,))
+    assert make_job("m", ("honest:0@f32", "honest")).subjects == ("honest:0@f32", "honest")
 
 
 def test_what_cannot_run_here_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

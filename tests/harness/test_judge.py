@@ -16,7 +16,7 @@ from harness.judge import BOUNDS, Criterion, Profile, again, judge, load, parse,
 from harness.stages import measure_of
 from reports.record import Measurement, Observation, Outcome, Record, Subject, Verdict
 from tests.harness import fakes
-from tests.harness.stub import measured
+from tests.harness.stub import measured, small_suites
 
 HEAD = 'version = 1\nsummary = "s"\n[[criterion]]\nsuite = "logits"\nmeasure = "rms"\n'
 WHY = 'why = "because"\n'
@@ -217,20 +217,8 @@ def real() -> Record:
     """The right program through every suite but speed, which has no criteria."""
     suites = tuple(name for name in suite.names() if name != "speed")
     with fakes.registered(), pytest.MonkeyPatch.context() as patch:
-        small(patch)
+        small_suites(patch)
         return measured("right", suites=suites)
-
-
-def small(patch: pytest.MonkeyPatch) -> None:
-    """Two cases a suite at most, few tokens."""
-    loaded = {name: suite.load(name) for name in suite.names()}
-    options = {"positions": [1, 16, 64], "chunks": [1, 16, 17], "tokens": 40}
-    for name, found in loaded.items():
-        cases = [
-            replace(c, options=c.options | {k: v for k, v in options.items() if k in c.options}) for c in found.cases
-        ]
-        loaded[name] = replace(found, cases=tuple(cases[:2]))
-    patch.setattr(suite, "load", loaded.__getitem__)
 
 
 @pytest.mark.parametrize("name", profiles())

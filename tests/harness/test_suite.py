@@ -50,7 +50,7 @@ def test_every_prompt_is_used_and_not_repeated() -> None:
 
 @pytest.mark.parametrize("name", ["logits", "tokenization"])
 def test_all_languages_are_asked(name: str) -> None:
-    assert LANGUAGES <= {case.name for case in suite.load(name).cases}
+    assert {case.name for case in suite.load(name).cases} >= LANGUAGES
 
 
 @pytest.mark.parametrize("name", [name for name, prompt in suite.prompts().items() if prompt.world])

@@ -23,10 +23,10 @@ def record(*verdicts: Verdict, **more: Any) -> Record:
     )  # fmt: skip
 
 
-def verdict(outcome: Outcome, subject: str = "a", case: str = "c", **more: str) -> Verdict:
-    return Verdict(
-        **{"suite": "logits", "criterion": "strict/logits.rms", **more}, case=case, subject=subject, outcome=outcome
-    )
+def verdict(
+    outcome: Outcome, subject: str = "a", case: str = "c", criterion: str = "strict/logits.rms", detail: str = ""
+) -> Verdict:
+    return Verdict("logits", case, subject, criterion, outcome, detail=detail)
 
 
 def cells(made: Record) -> dict[str, list[str]]:

@@ -1,0 +1,153 @@
+"""Finds out what is wrong with a candidate: which tensor, where, and which known mistake explains it.
+
+From a trace: replay names the first tensor that its own equation does not explain, and the same replay with a
+known mistake planted tells which one does. From logits alone: every known mistake is run on the same tokens.
+"""
+
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from backends.base import Array, Ids, Session, Tokenizer
+from backends.errors import HarnessError, Unsupported
+from backends.fault_list import EQUATION, FAULTS
+from harness import replay
+from harness.diagnosis import Diagnosis
+from harness.measures import layers
+from harness.measures.base import Context, Sample
+from harness.replay import LIMIT, Out
+from harness.suite import Case
+from harness.suspects import Feed, Open, Suspects
+
+TOKENS, EDGE = 80, 40
+"""Tokens of the prompt that are fed, and how many of them in the first of two calls; as in suite `layers`."""
+
+PROMPT = "long"
+
+RUNS = 16
+"""Honest runs that bands are taken from."""
+
+
+@dataclass
+class Clinic:
+    """A checkpoint, its truth and everything that is computed once for all candidates.
+
+    Attributes:
+        opened: opens honest runs and faults on the checkpoint.
+        truth: the reference's session.
+        tokens: (T,), the prompt.
+        edge: tokens of the first of two calls; 0 for one.
+        runs: honest runs that bands are taken from.
+        tokenizer: for showing tokens.
+    """
+
+    opened: Open
+    truth: Session
+    tokens: Ids
+    edge: int = EDGE
+    runs: int = RUNS
+    tokenizer: Tokenizer | None = None
+    _bands: dict[tuple[str, tuple[str, ...]], layers.Bands] = field(default_factory=dict)
+    _suspects: dict[tuple[int, int], Suspects] = field(default_factory=dict)
+
+    def examine(self, subject: Session, *, faults: bool = True, thorough: bool = False) -> Diagnosis:
+        """Find out what is wrong with a candidate.
+
+        Args:
+            subject: its session.
+            faults: run the known mistakes on the prompt where logits are to be explained; a run of the model each.
+            thorough: also combine the nearest mistakes in pairs.
+        """
+        found = Diagnosis(subject.info.dtype)
+        if "trace" in subject.info.abilities:
+            found = self._by_trace(subject, found)
+        return self._by_logits(subject, found, thorough) if faults else found
+
+    def _by_logits(self, subject: Session, found: Diagnosis, thorough: bool) -> Diagnosis:
+        rows = 2 if "batch" in subject.info.abilities else 1
+        edge = self.edge if "state" in subject.info.abilities else 0
+        batch = np.stack([np.roll(self.tokens, rows - 1 - row) for row in range(rows)])  # ours is the last row
+        feed = Feed(batch, edge)
+        known = self._suspects.setdefault((rows, edge), Suspects(self.opened, self.truth, feed))
+        try:
+            logits = feed.logits(subject)
+        except HarnessError as error:
+            return replace(found, problem=found.problem or str(error))
+        line = known.line_up(logits, found.dtype, thorough=thorough and not found.cause)
+        found = replace(found, lineup=line)
+        if line.best is not None and line.explained and set(found.cause) <= set(line.best.names):
+            return replace(found, cause=line.best.names, by="logits", fit=None)
+        return found
+
+    def _by_trace(self, subject: Session, found: Diagnosis) -> Diagnosis:
+        context = self._context(subject.info.dtype)
+        try:
+            got = layers.collect(subject, context, self._traced)[0]
+            told = dict(layers.observe(got, self._traced, context))["layers"]
+        except Unsupported as error:
+            return replace(found, problem=str(error))
+        untested = len(told["untested"])
+        found = replace(
+            found,
+            hints=tuple(told["hints"]),
+            lacking=tuple(told["lacking"]),
+            traced=len(told["tensors"]) - untested,
+            untested=untested,
+        )
+        return self._named(got, context, told["first"], found) if told["first"] else found
+
+    def _named(self, got: Sample, context: Context, first: Mapping[str, Any], found: Diagnosis) -> Diagnosis:
+        """A diagnosis that knows the first wrong tensor, and the mistake that explains it if there is one."""
+        out = Out(first["tensor"], first["token"], first["ratio"], first["worst"])
+        found = replace(found, first=out, gap=tuple(first["spanned"]))
+        fits = self._replayed(got, context, found)
+        best = min(fits, key=fits.__getitem__, default="")
+        return replace(found, cause=(best,), by="replay", fit=fits[best]) if best and fits[best] <= LIMIT else found
+
+    @cached_property
+    def _traced(self) -> Sample:
+        return layers.collect(self.truth, self._context("f32"), None)[0]
+
+    def _context(self, dtype: str) -> Context:
+        case = Case("diagnosis", PROMPT, {"tokens": len(self.tokens), "edge": self.edge or len(self.tokens)})
+        context = Context(case, self.tokens, self.truth.info.model, self.tokenizer, truth_session=self.truth)
+        return replace(context, bands=lambda names: self._band(context, "f32" if dtype == "f64" else dtype, names))
+
+    def _band(self, context: Context, dtype: str, names: tuple[str, ...]) -> layers.Bands:
+        if (dtype, names) not in self._bands:
+            with closing(self.opened(f"honest:0@{dtype}")) as session:
+                self._bands[dtype, names] = layers.bands(session, context, self._traced, names, self.runs)
+        return self._bands[dtype, names]
+
+    def _replayed(self, got: Sample, context: Context, found: Diagnosis) -> dict[str, float]:
+        """Known mistakes in the first wrong tensor -> error that is left with the mistake planted, in honest bands."""
+        assert found.first is not None
+        assert context.bands is not None
+        tensor, trace = found.first.tensor, got["trace"]
+        spots = {found.first.short, *(name.split(".", 2)[-1] for name in found.gap)}
+        recorded = {name: value[None] for name, value in trace.items()}
+        honest = {tensor: context.bands(tuple(trace)).contributed[tensor]}
+        fits = {}
+        for name, entry in FAULTS.items():
+            want = self._planted(name, recorded, tensor) if entry.tensor in spots and entry.kind == EQUATION else None
+            if want is not None:
+                left = replay.ratios({tensor: replay.error(trace[tensor], want)}, honest)[tensor]
+                fits[name] = float(left.max())
+        return fits
+
+    def _planted(self, fault: str, recorded: Mapping[str, Array], tensor: str) -> Array | None:
+        """What a mistake makes of the recorded inputs; None where it cannot be replayed.
+
+        The tensor is replayed in all layers, for some mistakes lie between them.
+        """
+        alike = [name for name in recorded if name.partition(".att.")[2] == tensor.partition(".att.")[2]]
+        try:
+            with closing(self.opened(f"fault:{fault}@f32")) as session:
+                planted: Array = session.replay(recorded, self.tokens, only={*alike, tensor})[tensor][0]
+        except (HarnessError, LookupError):
+            return None
+        return planted
