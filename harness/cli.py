@@ -118,6 +118,51 @@ def power(options: argparse.Namespace) -> int:
     return killtable.exit_code(data)
 
 
+def kit(options: argparse.Namespace) -> int:
+    """Write a kit."""
+    from harness.kit import make
+
+    settings = {"tokens": options.tokens, "runs": options.honest_runs, "dtype": options.dtype}
+    with _Progress() as progress:
+        progress.tell(f"writing the kit of {options.model}")
+        folder = make(options.model, Path(options.out), **settings)
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    if options.json:
+        print(json.dumps({"kit": str(folder), "bytes": size, "files": sorted(f.name for f in folder.iterdir())}, indent=1))
+    else:
+        print(f"wrote {folder}: {size / 1e6:.1f} MB; {folder / 'README.md'} says what to do with it")
+    return 0
+
+
+def record(options: argparse.Namespace) -> int:
+    """Write a backend's dump for a kit."""
+    from backends.checkpoint import open_checkpoint
+    from backends.registry import open_session, parse
+    from harness.kit import CHECKPOINT, manifest
+    from harness.kit import record as write
+
+    folder, spec = Path(options.kit), parse(options.backend)
+    manifest(folder)
+    with open_checkpoint(str(folder / CHECKPOINT)) as weights, open_session(spec, weights, 1) as session:
+        dump = write(folder, session, Path(options.out))
+    print(json.dumps({"dump": str(dump)}) if options.json else f"wrote {dump}")
+    return 0
+
+
+def diagnose(options: argparse.Namespace) -> int:
+    """Say what is wrong with backends: 0 nothing, 1 something."""
+    from harness.consultation import consult
+
+    with _Progress() as progress:
+        found = consult(options, progress.tell)
+    if options.json:
+        print(json.dumps({name: diagnosis.json() for name, diagnosis in found.items()}, indent=1, ensure_ascii=False))
+    else:
+        for name, diagnosis in found.items():
+            print(f"{name}: " + " ".join(diagnosis.said()))
+    return int(any(diagnosis.astray for diagnosis in found.values()))
+
+
 def backends(options: argparse.Namespace) -> int:
     """List the backends."""
     from backends.registry import table
@@ -181,6 +226,9 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "report": report,
     "bench": validate,
     "compare": compare,
+    "kit": kit,
+    "record": record,
+    "diagnose": diagnose,
     "power": power,
     "backends": backends,
     "models": models,
@@ -291,17 +339,16 @@ def _print(record: "Record", options: argparse.Namespace, paths: list[Path]) -> 
     if options.json:
         print(json.dumps(_digest(record, paths), indent=1, ensure_ascii=False))
         return
+    from harness.power import told
     from harness.table import failures, matrix, verdict_line
 
     print(matrix(record))
     for line in failures(record):
         print(line)
     _print_paths(paths)
-    print(verdict_line(record))
-    from harness.power import told
-
     if told(record):
         print(told(record))
+    print(verdict_line(record))
 
 
 def _digest(record: "Record", paths: list[Path]) -> dict[str, Any]:

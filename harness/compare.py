@@ -10,16 +10,18 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from backends.errors import unknown
+from backends.errors import InputError, unknown
 from harness import baseline, facts, judge
 from harness.agreement import Findings, agree
 from harness.dumps import Dump, read
+from harness.kit import is_kit
 from reports.record import Outcome, Record, Subject
 
 WIDTH = 100
 """Columns of the terminal table."""
 
 QUESTIONS = {
+    "kit": "Does a port compute what the kit expects, as nearly as honest arithmetic does?",
     "compare": "Do two programs give the same outputs for the same tokens?",
     "baseline": "Is this run as good as an earlier one?",
     "baseline-numbers": "Are the numbers of a suite that nothing judged still numbers?",
@@ -48,8 +50,8 @@ def compare(a: Path, b: Path, *, profile: str | None = None) -> Record:
     """Compare two saved things.
 
     Args:
-        a: the reference: a record, or a dump that `harness.dumps` reads.
-        b: the candidate, likewise.
+        a: the reference: a kit, a record, or a dump that `harness.dumps` reads.
+        b: the candidate, a dump or a record.
         profile: criteria to judge by, "strict" (default) or "seed".
 
     Returns:
@@ -61,8 +63,10 @@ def compare(a: Path, b: Path, *, profile: str | None = None) -> Record:
         UsageError: no such profile.
     """
     criteria = load_profile(profile or "strict")
-    want, got = read(Path(a)), read(Path(b))
     reference, candidate = _labels(a, b)
+    if is_kit(Path(a)):
+        return _by_kit(Path(a), Path(b), Findings("kit", reference, candidate), criteria)
+    want, got = read(Path(a)), read(Path(b))
     both = isinstance(want, Record) and isinstance(got, Record)
     found = Findings("baseline" if both else "compare", reference, candidate)
     if isinstance(want, Record) and isinstance(got, Record):
@@ -72,6 +76,18 @@ def compare(a: Path, b: Path, *, profile: str | None = None) -> Record:
         if pair:
             agree(*pair, found)
     return _assembled(found, criteria, (_said(want), _said(got)))
+
+
+def _by_kit(kit: Path, path: Path, found: Findings, criteria: judge.Profile) -> Record:
+    """A port's dump judged by what a kit expects."""
+    from harness.kitcheck import check
+
+    got = read(path)
+    if isinstance(got, Record):
+        raise InputError(f"{path} is a record, where a kit is compared with a dump; see docs/kit.md.")
+    check(kit, got, found.candidate, found)
+    said = {"format": "kit", "model": str(found.model.get("name", ""))}
+    return _assembled(found, criteria, (said, _said(got) | {"dtype": got.dtype or "f32"}))
 
 
 def table(record: Record) -> str:

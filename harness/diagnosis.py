@@ -35,6 +35,7 @@ class Diagnosis:
         lacking: tensors that were not recorded and would sharpen the answer.
         traced: how many tensors were replayed; None without a trace.
         untested: how many tensors nobody could test.
+        replayed: False where `first` is only the first one away from its expected value.
         problem: why less is known than could be, in words.
     """
 
@@ -49,6 +50,7 @@ class Diagnosis:
     lacking: tuple[str, ...] = ()
     traced: int | None = None
     untested: int = 0
+    replayed: bool = True
     problem: str = ""
 
     @property
@@ -129,14 +131,16 @@ def where(found: Diagnosis) -> str:
 
 def _place(found: Diagnosis, first: Out) -> str:
     layer = "" if first.layer is None else f"layer {first.layer}, "
-    said = f"{layer}token {first.token}: `{first.short}` is the first tensor that is wrong by itself"
+    kind = "wrong by itself" if found.replayed else "away from its expected value"
+    said = f"{layer}token {first.token}: `{first.short}` is the first recorded tensor that is {kind}"
     said = said[0].upper() + said[1:]
     if found.gap:
         said += f" ({listed(found.gap)} lie between it and what was recorded, and may be it too)"
     if not np.isfinite(first.ratio):
         return f"{said}: it is not finite although its inputs are."
     times = f"{first.ratio:.3g} times that of honest {found.dtype} rounding"
-    return f"{said}: given the inputs that were recorded, its error is {times}."
+    given = "given the inputs that were recorded, its" if found.replayed else "its"
+    return f"{said}: {given} error is {times}."
 
 
 def _without_logits(found: Diagnosis) -> str:
@@ -150,6 +154,8 @@ def what(found: Diagnosis) -> str:
     if not found.astray:
         return f"{found.untested} tensors were not tested: record {listed(found.lacking)}." if found.lacking else ""
     right = f"; compare with {found.tensor} = {formula(found.tensor)}" if formula(found.tensor) else ""
+    if not found.replayed:
+        return f"What it reads was as expected, where it was recorded{right}."
     if not found.cause:
         return f"None of the known mistakes explains it{_looks_like(found)}{right}{_more(found)}."
     names = " + ".join(f"`{name}`" for name in found.cause)

@@ -5,8 +5,9 @@ Readable:
     *_final_logits.json       candle_rwkv7: logits, probs, tokens
     *_final_logits.bin        candle_rwkv7: float32, little-endian; *_final_probs.bin beside it is read too
     *.npy                     logits (V,) or (T, V)
-    *.safetensors             `logits`, and if there: `probs`, `tokens`, `state.*`
-    a folder                  with exactly one of these
+    *.safetensors             `logits`, `probs`, `tokens`, `state.*`, named tensors; metadata `dtype`
+    manifest.json             raw files of a port, see docs/kit.md
+    a folder                  with a manifest.json, or exactly one of the others
     a record                  of this program
 """
 
@@ -25,6 +26,14 @@ from reports.record import Record, RecordError
 
 Array = npt.NDArray[Any]
 
+MANIFEST = "manifest.json"
+
+FORMATS = ("f64", "f32", "bf16", "f16")
+"""Number formats that a program may say it computes in."""
+
+STREAM = ("emb", "ln0", "ln_out", "head")
+"""Named tensors outside the blocks."""
+
 
 @dataclass(frozen=True)
 class Dump:
@@ -40,6 +49,8 @@ class Dump:
         tokens: the prompt; empty if not recorded.
         generated: greedy continuation; empty if not recorded.
         state: recurrent state by component.
+        tensors: named tensors ("blocks.0.att.w"), (T, ...).
+        dtype: number format that the program computes in; empty if not recorded.
         model: the model's name, if recorded.
         prompt: the prompt's text, if recorded.
         ignored: names that were there and nothing reads.
@@ -54,6 +65,8 @@ class Dump:
     tokens: tuple[int, ...] = ()
     generated: tuple[int, ...] = ()
     state: Mapping[str, Array] = field(default_factory=dict)
+    tensors: Mapping[str, Array] = field(default_factory=dict)
+    dtype: str = ""
     model: str = ""
     prompt: str = ""
     ignored: tuple[str, ...] = ()
@@ -85,7 +98,9 @@ def read(path: Path) -> Dump | Record:
 
 
 def _folder(path: Path) -> Dump | Record:
-    """The one readable thing in a folder; the parts of one candle_rwkv7 dump count as one."""
+    """The manifest, or the one readable thing in a folder; the parts of one candle_rwkv7 dump count as one."""
+    if (path / MANIFEST).is_file():
+        return read(path / MANIFEST)
     found = sorted(p for p in path.iterdir() if p.suffix.lower() in READERS and not p.name.endswith("_final_probs.bin"))
     twins = {p.with_suffix(".json") for p in found if p.name.endswith("_final_logits.bin")}
     choice = [p for p in found if p not in twins]
@@ -103,6 +118,8 @@ def _json(path: Path) -> Dump | Record:
         raise InputError(f"{path}: JSON, but a {type(data).__name__} where an object is expected.")
     if "measurements" in data:
         return Record.from_json(text)
+    if "tensors" in data:
+        return _manifest(path, data)
     if "top_predictions" in data:
         return _candle_mi(data)
     if "logits" in data:
@@ -173,19 +190,70 @@ def _npy(path: Path) -> Dump:
 
 
 def _safetensors(path: Path) -> Dump:
+    raw = path.read_bytes()
+    told = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")]).get("__metadata__", {})
+    return _named(path, "safetensors", _stored(raw), told)
+
+
+def _stored(raw: bytes) -> dict[str, Array]:
     import safetensors
 
-    arrays = {name: _array(name, part) for name, part in safetensors.deserialize(path.read_bytes())}  # type: ignore[no-untyped-call]
+    parts = safetensors.deserialize(raw)  # type: ignore[no-untyped-call]
+    return {name: _array(name, part) for name, part in parts}
+
+
+def _manifest(path: Path, data: dict[str, Any]) -> Dump:
+    """Raw little-endian numbers in files beside a manifest."""
+    arrays: dict[str, Array] = {}
+    for row in data["tensors"]:
+        kind, name = _RAW.get(str(row["dtype"]).lower(), ""), str(row["name"])
+        if not kind:
+            raise ValueError(f"tensor {name} has number format {row['dtype']!r}; readable are {', '.join(_RAW)}")
+        if name in arrays:
+            raise ValueError(f"tensor {name} is there twice")
+        shape = [int(n) for n in row["shape"]]
+        part = {"dtype": kind, "shape": shape, "data": _cut(path.parent, row, math.prod(shape) * _WIDTHS[kind])}
+        arrays[name] = _array(name, part)
+    return _named(path, "manifest", arrays, data)
+
+
+def _cut(folder: Path, row: dict[str, Any], size: int) -> bytes:
+    """The bytes of one tensor; nothing outside the dump's folder is read."""
+    file, offset = (folder / str(row["file"])).resolve(), int(row.get("offset", 0))
+    if not file.is_relative_to(folder.resolve()):
+        raise ValueError(f"tensor {row['name']} lies outside the folder: {row['file']}")
+    if not file.is_file():
+        raise InputError(f"{file}: the manifest names this file for {row['name']}, but it is not there.")
+    with file.open("rb") as stream:
+        stream.seek(offset)
+        found = stream.read(size)
+    if len(found) != size or offset < 0:
+        there = f"{file.stat().st_size} bytes"
+        raise ValueError(f"{row['name']} should take {size} bytes from {offset} on in {file.name}, which has {there}")
+    return found
+
+
+def _named(path: Path, kind: str, arrays: dict[str, Array], told: Mapping[str, Any]) -> Dump:
+    """A dump from arrays under their agreed names and what is told besides: `dtype`, `program`, `tokens`."""
+    dtype = str(told.get("dtype", "")).lower()
+    if dtype and dtype not in FORMATS:
+        raise ValueError(f"states dtype {dtype!r}; known are {', '.join(FORMATS)}")
     state = {name.removeprefix("state."): arrays.pop(name) for name in sorted(arrays) if name.startswith("state.")}
+    tensors = {name: arrays.pop(name) for name in sorted(arrays) if name.startswith("blocks.") or name in STREAM}
     logits, probs, tokens = (arrays.pop(name, None) for name in ("logits", "probs", "tokens"))
-    if logits is None and probs is None and not state:
-        raise InputError(f"{path}: no tensor named logits, probs or state.*; it has {', '.join(sorted(arrays)[:8])}.")
+    if logits is None and probs is None and not state and not tensors:
+        names = ", ".join(sorted(arrays)[:8])
+        raise InputError(f"{path}: no tensor named logits, probs, state.* or blocks.*; it has {names}.")
+    prompt = tokens.ravel().tolist() if tokens is not None else told.get("tokens", ())
     return Dump(
-        format="safetensors",
+        format=kind,
         logits=None if logits is None else _logits(logits, "logits"),
         probs=None if probs is None else _logits(probs, "probs"),
-        tokens=() if tokens is None else _ids(tokens.ravel().tolist()),
+        tokens=_ids(json.loads(prompt) if isinstance(prompt, str) else prompt),
         state=state,
+        tensors=tensors,
+        dtype=dtype,
+        model=str(told.get("program", "")),
         ignored=tuple(sorted(arrays)),
     )
 
@@ -237,6 +305,11 @@ def _line(error: Exception) -> str:
 
 
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U16": "<u2", "U8": "u1"}
+
+_RAW = {"f64": "F64", "f32": "F32", "bf16": "BF16", "f16": "F16", "i32": "I32", "i64": "I64"}
+"""Number formats as a manifest spells them, and as safetensors do."""
+
+_WIDTHS = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I32": 4, "I64": 8}
 
 READERS: dict[str, Callable[[Path], Dump | Record]] = {
     ".json": _json,

@@ -12,7 +12,7 @@ from typing import Any
 from backends.base import Session
 from harness.measures.base import ROW_BYTES, Context, Measure, Sample, Spread
 
-SMALL, MANY, FEW = 50_000_000, 16, 4
+SMALL, MANY, FEW = 50_000_000, 16, 8
 """Up to SMALL parameters MANY honest runs are affordable, beyond that FEW."""
 
 FORMATS = ("f32", "bf16", "f16")

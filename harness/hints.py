@@ -135,7 +135,10 @@ def _neighbours(found: Seen, short: str) -> Iterator[Guess]:
     """Another tensor in its place, or the same equation read wrongly."""
     for other, value in found.siblings.items():
         if value.shape == found.want.shape:
-            yield f"{short} holds what {other} should hold: are the two exchanged?", value
+            yield (
+                f"{short} holds what {other} should hold: the two are exchanged, or a step between them is missing.",
+                value,
+            )
     for words, value in found.misread.items():
         yield f"{short} is what its equation gives if {words}.", value
 

@@ -58,7 +58,20 @@ def parser() -> Parser:
     _report(commands.add_parser("report", help="draw the documents of a record, or of a new run", allow_abbrev=False))
     _bench(commands.add_parser("bench", help="tokens/s of subjects whose logits are right", allow_abbrev=False))
     _compare(
-        commands.add_parser("compare", help="compare two saved records or dumps, without torch", allow_abbrev=False)
+        commands.add_parser(
+            "compare", help="judge a port's dump by a kit, or compare two saved records or dumps", allow_abbrev=False
+        )
+    )
+    _kit(commands.add_parser("kit", help="write the folder that a port in any language consumes", allow_abbrev=False))
+    _record(commands.add_parser("record", help="write a backend's outputs as a port would", allow_abbrev=False))
+    _diagnose(
+        commands.add_parser(
+            "diagnose",
+            help="which tensor of a backend is wrong, where, and which known mistake explains it",
+            epilog=EXIT_CODES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
     )
     _power(
         commands.add_parser(
@@ -87,6 +100,7 @@ def _validate(p: argparse.ArgumentParser) -> None:
     p.add_argument("--suite", action="append", default=[], metavar="NAME", help="repeatable, or a,b; default: all")
     p.add_argument("--profile", default="strict", help="criteria: strict (default) or seed")
     p.add_argument("--resume", action="store_true", help="go on with the last unfinished run of the same job")
+    p.add_argument("--no-diagnosis", action="store_true", help="do not look for the cause of a failure")
     _where(p)
 
 
@@ -110,7 +124,7 @@ def _bench(p: argparse.ArgumentParser) -> None:
 
 def _compare(p: argparse.ArgumentParser) -> None:
     p.add_argument(
-        "a", metavar="REFERENCE", help="a record, or a dump: .json, .bin, .npy, .safetensors, or a folder with one"
+        "a", metavar="REFERENCE", help="a kit, a record, or a dump: .json, .bin, .npy, .safetensors, a folder of it"
     )
     p.add_argument("b", metavar="CANDIDATE", help="what is compared with it")
     p.add_argument("--profile", default="strict", help="criteria: strict (default) or seed")
@@ -128,6 +142,34 @@ def _power(p: argparse.ArgumentParser) -> None:
     p.add_argument("--processes", type=_count, default=0, metavar="N", help="default: one a core, 8 at most")
     p.add_argument("--fresh", action="store_true", help="measure again what the cache in --out has")
     p.add_argument("--out", default=OUT, metavar="DIR", help=f"folder whose cache is used (default: {OUT})")
+    _json(p)
+
+
+def _kit(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--model", default="conformance", help=MODEL_HELP + " (default: conformance)")
+    p.add_argument("--tokens", type=_count, default=80, metavar="N", help="length of the prompt (default: 80)")
+    p.add_argument("--honest-runs", type=_count, default=16, metavar="N", help="runs for the bands (default: 16)")
+    p.add_argument("--dtype", default="f32", help="of the checkpoint's file: f32 (default), bf16 or f16")
+    p.add_argument("--out", required=True, metavar="DIR", help="a new or empty folder, or an earlier kit")
+    _json(p)
+
+
+def _record(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--kit", required=True, metavar="DIR", help="whose checkpoint and prompt to run")
+    p.add_argument("--backend", required=True, metavar="NAME", help="NAME[@dtype][@device]")
+    p.add_argument("--out", required=True, metavar="DIR", help="a new or empty folder, or an earlier dump")
+    _json(p)
+
+
+def _diagnose(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--model", default="conformance", help=MODEL_HELP + " (default: conformance)")
+    p.add_argument(
+        "--backend", action="append", default=[], metavar="NAME", required=True, help="candidate: NAME[@dtype][@device]"
+    )
+    p.add_argument("--device", default="", help="cpu or cuda, for backends that leave it open")
+    p.add_argument("--dtype", default="", help="f32, bf16 or f16, for backends that leave it open")
+    p.add_argument("--threads", type=_count, default=0, help="of every backend; default: 1 for tiny models")
+    p.add_argument("--logits-only", action="store_true", help="leave traces aside even where a backend has them")
     _json(p)
 
 

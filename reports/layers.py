@@ -10,7 +10,7 @@ from reports import views
 from reports.document import Block, Blocks, Bullets, Cell, Figure, Fold, Table, per_case, say, table
 from reports.record import Record
 from reports.svg import WIDTH, drawing, label
-from reports.text import MISSING, Span, code, listed, num, number_of, plural, rich, times, whole
+from reports.text import MISSING, Span, code, listed, num, number_of, plural, rich, times
 
 LEFT, RIGHT, ROW = 92, 8, 13
 MOST_TIPS = 300
@@ -82,17 +82,21 @@ def _said(name: str, dtype: str, data: Mapping[str, Any]) -> list[Block]:
     first = data["first"]
     if first is None:
         return [say(code(name), ": ", *_inside(data)), *_gaps(data)]
-    layer = "" if first["layer"] is None else f"layer {first['layer']}, "
-    out = sum(row.token is not None for row in tensors(data))
+    place = f"token {first['token']}" if first["layer"] is None else f"layer {first['layer']}, token {first['token']}"
+    others = sum(row.token is not None for row in tensors(data)) - 1
     blocks: list[Block] = [
         say(
-            *(code(name), ": ", Span("wrong from ", "fail"), code(first["tensor"]), Span(" on", "fail")),
-            f" ({layer}token {first['token']}), the first tensor with more wrong by itself than honest ",
-            f"{dtype} rounding does: {_ratio(first['ratio'])} there, {_ratio(first['worst'])} at worst. ",
-            f"{plural(out, 'tensor')} of {len(data['tensors'])} contribute{'s' if out == 1 else ''} an error of their own; "
-            if out != 1
-            else "No other tensor contributes an error of its own; ",
-            "whatever else differs is inherited.",
+            *(
+                code(name),
+                ": ",
+                Span("wrong from ", "fail"),
+                code(first["tensor"]),
+                Span(" on", "fail"),
+                f" ({place}), ",
+            ),
+            f"the first tensor that has more wrong by itself than honest {dtype} rounding does: ",
+            f"{_ratio(first['ratio'])} there, {_ratio(first['worst'])} at worst. ",
+            f"{_others(others)}; whatever else differs is inherited.",
         )
     ]
     if data["hints"]:
@@ -100,6 +104,12 @@ def _said(name: str, dtype: str, data: Mapping[str, Any]) -> list[Block]:
     if first["spanned"]:
         blocks.append(_span(first))
     return [*blocks, *_gaps(data)]
+
+
+def _others(count: int) -> str:
+    if count > 1:
+        return f"{count} other tensors add errors of their own"
+    return f"{'One' if count else 'No'} other tensor adds an error of its own"
 
 
 def _ratio(value: Any) -> str:
@@ -150,7 +160,7 @@ def heat_map(subject: str, data: Mapping[str, Any], case: str) -> Figure:
     """Tensors in order against layers, coloured by contributed error in units of the honest band."""
     rows = tensors(data)
     limit = number_of(data["limit"]) or 1.0
-    title = f"Contributed error by tensor and layer, {subject}, {case}"
+    title = f"Error of its own by tensor and layer, in honest bands: {subject}, {case}"
     out = [row for row in rows if row.token is not None]
     first = f"the first is {out[0].name} at token {out[0].token}" if out else "all are inside"
     summary = f"{len(out)} of {len(rows)} tensors are out of their honest band; {first}."
@@ -204,39 +214,29 @@ def _fill(worst: float | None, limit: float) -> str:
 
 def _cell(row: Tensor, at: int, depth: int, top: float, limit: float, tip: bool) -> str:
     x, y, width, height = _box(row, at, depth, top)
-    words = (
-        f"<title>{label(f'{row.name}: {num(row.worst)} x honest, from token {row.token} on', 90)}</title>"
-        if tip
-        else ""
-    )
-    box = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height}"'
-    return (
-        f'<rect {box} style="{_fill(row.worst, limit)}">{words}</rect>'
-        if words
-        else (f'<rect {box} style="{_fill(row.worst, limit)}"/>')
-    )
+    box = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height}" style="{_fill(row.worst, limit)}"'
+    words = label(f"{row.name}: {num(row.worst)} x honest, from token {row.token} on", 90)
+    return f"<rect {box}><title>{words}</title></rect>" if tip else f"<rect {box}/>"
 
 
 def _ring(row: Tensor, at: int, depth: int, top: float) -> str:
     """Marks the first one out."""
     x, y, width, height = _box(row, at, depth, top)
-    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height}" style="fill:none;stroke:var(--ink);stroke-width:2"/>'
+    box = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height}"'
+    return f'<rect {box} style="fill:none;stroke:var(--ink);stroke-width:2"/>'
 
 
 def _key(limit: float) -> list[str]:
     """The legend: a box and its words for every kind of cell."""
-    samples: list[tuple[str, str]] = [
-        (_fill(None, limit), "untested"),
-        (_fill(1.0, limit), "≤ 1"),
-        (_fill(limit, limit), f"≤ {num(limit)}"),
-        *((_fill(min(edge, 1e9), limit), f"≤ {whole(edge)}" if edge < math.inf else "more") for edge, _ in STEPS),
+    samples = [(_fill(None, limit), "untested"), (_fill(1.0, limit), "≤ 1"), (_fill(limit, limit), f"≤ {num(limit)}")]
+    samples += [
+        (_fill(edge, limit), words) for (edge, _), words in zip(STEPS, ("≤ 10", "≤ 100", "≤ 10⁴", "more"), strict=True)
     ]
-    step = (WIDTH - 8) / len(samples)
-    parts = []
-    for index, (style, words) in enumerate(samples):
-        x = 4 + step * index
+    parts, x = [], 4.0
+    for style, words in samples:
         parts.append(f'<rect x="{x:.1f}" y="6" width="14" height="{ROW - 1}" style="{style}"/>')
         parts.append(f'<text class="tick" x="{x + 18:.1f}" y="16">{words}</text>')
+        x += 34 + 6.5 * len(words)
     return parts
 
 

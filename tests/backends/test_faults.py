@@ -300,6 +300,12 @@ def test_stops_are_passed_on(weights: Weights) -> None:
 # ---- as a backend -------------------------------------------------------------------------------
 
 
+def test_float64_shows_a_mistake_without_any_rounding(weights: Weights) -> None:
+    found = logits(opened(weights, "bonus-raw-key", "f64"))
+    assert found.dtype == np.float64
+    assert np.array_equal(found, logits(exact(weights, FAULTS["bonus-raw-key"].overrides)))
+
+
 def test_a_fault_says_what_it_is(weights: Weights) -> None:
     info = opened(weights, "w-v6+y-old-state", "bf16").info
     assert (info.backend, info.dtype) == ("fault", "bf16")

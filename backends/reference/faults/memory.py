@@ -1,6 +1,8 @@
 """Faults of the WKV state, of what reads it, of group norm, bonus and gate."""
 # ruff: noqa: D103 - the row in backends/fault_list.py says in words what each function gets wrong
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm, linear
@@ -104,7 +106,7 @@ def y_reads_k(state: Tensor, k: Tensor, heads: int) -> Tensor:
 
 @plant("y-scaled")
 def y_scaled(state: Tensor, r: Tensor, heads: int) -> Tensor:
-    return v7.y(state, r, heads) / state.shape[-1] ** 0.5
+    return v7.y(state, r / math.sqrt(state.shape[-1]), heads)
 
 
 def group_norm(y: Tensor, weight: Tensor, bias: Tensor, heads: int, eps: float) -> Tensor:
