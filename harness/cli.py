@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backends.errors import HarnessError, InputError, UsageError
+from harness import porting
 from harness.options import FORMATS, listed, parser
+from harness.progress import Progress as _Progress
 
 if TYPE_CHECKING:
     from harness.job import Job
@@ -50,7 +52,7 @@ def _complain(message: str, code: int) -> int:
 
 def validate(options: argparse.Namespace) -> int:
     """Run, judge, write record and documents, print the table."""
-    record = _with_power(_measure(options), options)
+    record = _measure(options)
     paths = _write(record, options)
     _print(record, options, paths)
     return record.exit_code()
@@ -118,51 +120,6 @@ def power(options: argparse.Namespace) -> int:
     return killtable.exit_code(data)
 
 
-def kit(options: argparse.Namespace) -> int:
-    """Write a kit."""
-    from harness.kit import make
-
-    settings = {"tokens": options.tokens, "runs": options.honest_runs, "dtype": options.dtype}
-    with _Progress() as progress:
-        progress.tell(f"writing the kit of {options.model}")
-        folder = make(options.model, Path(options.out), **settings)
-    size = sum(file.stat().st_size for file in folder.iterdir())
-    if options.json:
-        print(json.dumps({"kit": str(folder), "bytes": size, "files": sorted(f.name for f in folder.iterdir())}, indent=1))
-    else:
-        print(f"wrote {folder}: {size / 1e6:.1f} MB; {folder / 'README.md'} says what to do with it")
-    return 0
-
-
-def record(options: argparse.Namespace) -> int:
-    """Write a backend's dump for a kit."""
-    from backends.checkpoint import open_checkpoint
-    from backends.registry import open_session, parse
-    from harness.kit import CHECKPOINT, manifest
-    from harness.kit import record as write
-
-    folder, spec = Path(options.kit), parse(options.backend)
-    manifest(folder)
-    with open_checkpoint(str(folder / CHECKPOINT)) as weights, open_session(spec, weights, 1) as session:
-        dump = write(folder, session, Path(options.out))
-    print(json.dumps({"dump": str(dump)}) if options.json else f"wrote {dump}")
-    return 0
-
-
-def diagnose(options: argparse.Namespace) -> int:
-    """Say what is wrong with backends: 0 nothing, 1 something."""
-    from harness.consultation import consult
-
-    with _Progress() as progress:
-        found = consult(options, progress.tell)
-    if options.json:
-        print(json.dumps({name: diagnosis.json() for name, diagnosis in found.items()}, indent=1, ensure_ascii=False))
-    else:
-        for name, diagnosis in found.items():
-            print(f"{name}: " + " ".join(diagnosis.said()))
-    return int(any(diagnosis.astray for diagnosis in found.values()))
-
-
 def backends(options: argparse.Namespace) -> int:
     """List the backends."""
     from backends.registry import table
@@ -226,9 +183,9 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "report": report,
     "bench": validate,
     "compare": compare,
-    "kit": kit,
-    "record": record,
-    "diagnose": diagnose,
+    "kit": porting.kit,
+    "record": porting.record,
+    "diagnose": porting.diagnose,
     "power": power,
     "backends": backends,
     "models": models,
@@ -253,12 +210,14 @@ def _job(options: argparse.Namespace) -> "Job":
         threads=options.threads,
         seed=options.seed,
         honest_runs=options.honest_runs,
+        diagnosis=not options.no_diagnosis,
     )
 
 
 def _measure(options: argparse.Namespace) -> "Record":
     """Run the job that was typed, with progress on a terminal, keeping the record as it grows."""
     from harness.job import unavailable
+    from harness.power import known, told_of
     from harness.run import job_key, run
     from reports import store
 
@@ -276,48 +235,16 @@ def _measure(options: argparse.Namespace) -> "Record":
         if earlier is None or earlier.status == "complete":
             print("nothing to resume: no unfinished run of this job and this version; starting anew", file=sys.stderr)
             earlier = None
+    gate = known(job, Path(options.out))
     with _Progress() as progress:
-        return run(job, progress.tell, lambda record: _keep(record, folder), earlier, options.typed)
-
-
-def _with_power(record: "Record", options: argparse.Namespace) -> "Record":
-    """The record with what is known of the power of the gate that it went through."""
-    from dataclasses import replace
-
-    from harness.power import known
-
-    found = known(record, Path(options.out))
-    if found is None:
-        return record
-    record = replace(record, observations=(*record.observations, found))
-    _keep(record, Path(options.out) / RECORDS)
-    return record
+        record = run(job, progress.tell, lambda record: _keep(told_of(record, gate), folder), earlier, options.typed)
+    return told_of(record, gate)
 
 
 def _keep(record: "Record", folder: Path) -> None:
     from reports import store
 
     store.save(record, folder)
-
-
-class _Progress:
-    """One line that is rewritten on a terminal; silence in a pipe."""
-
-    def __init__(self) -> None:
-        self.live = sys.stderr.isatty()
-
-    def tell(self, line: str) -> None:
-        if self.live:
-            from harness.options import columns
-
-            print(f"\r\x1b[2K{line[: columns() - 1]}", end="", file=sys.stderr, flush=True)
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.live:
-            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
 
 
 def _write(record: "Record", options: argparse.Namespace) -> list[Path]:

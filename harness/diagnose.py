@@ -54,27 +54,30 @@ class Clinic:
     _bands: dict[tuple[str, tuple[str, ...]], layers.Bands] = field(default_factory=dict)
     _suspects: dict[tuple[int, int], Suspects] = field(default_factory=dict)
 
-    def examine(self, subject: Session, *, faults: bool = True, thorough: bool = False) -> Diagnosis:
+    def examine(
+        self, subject: Session, *, faults: bool = True, thorough: bool = False, recorded: bool = False
+    ) -> Diagnosis:
         """Find out what is wrong with a candidate.
 
         Args:
             subject: its session.
             faults: run the known mistakes on the prompt where logits are to be explained; a run of the model each.
             thorough: also combine the nearest mistakes in pairs.
+            recorded: it answers whole what was fed in two calls.
         """
         found = Diagnosis(subject.info.dtype)
         if "trace" in subject.info.abilities:
             found = self._by_trace(subject, found)
-        return self._by_logits(subject, found, thorough) if faults else found
+        return self._by_logits(subject, found, thorough, recorded) if faults else found
 
-    def _by_logits(self, subject: Session, found: Diagnosis, thorough: bool) -> Diagnosis:
+    def _by_logits(self, subject: Session, found: Diagnosis, thorough: bool, recorded: bool) -> Diagnosis:
         rows = 2 if "batch" in subject.info.abilities else 1
-        edge = self.edge if "state" in subject.info.abilities else 0
+        edge = self.edge if recorded or "state" in subject.info.abilities else 0
         batch = np.stack([np.roll(self.tokens, rows - 1 - row) for row in range(rows)])  # ours is the last row
         feed = Feed(batch, edge)
         known = self._suspects.setdefault((rows, edge), Suspects(self.opened, self.truth, feed))
         try:
-            logits = feed.logits(subject)
+            logits = Feed(batch, 0 if recorded else edge).logits(subject)
         except HarnessError as error:
             return replace(found, problem=found.problem or str(error))
         line = known.line_up(logits, found.dtype, thorough=thorough and not found.cause)
@@ -135,7 +138,7 @@ class Clinic:
         for name, entry in FAULTS.items():
             want = self._planted(name, recorded, tensor) if entry.tensor in spots and entry.kind == EQUATION else None
             if want is not None:
-                left = replay.ratios({tensor: replay.error(trace[tensor], want)}, honest)[tensor]
+                left = replay.ratios({tensor: replay.error(*_where_finite(trace[tensor], want))}, honest)[tensor]
                 fits[name] = float(left.max())
         return fits
 
@@ -151,3 +154,10 @@ class Clinic:
         except (HarnessError, LookupError):
             return None
         return planted
+
+
+def _where_finite(got: Array, want: Array) -> tuple[Array, Array]:
+    """Both with zeros where neither is finite: a mistake that divides by zero is met again where it does so."""
+    with np.errstate(all="ignore"):
+        broken = ~np.isfinite(got) & ~np.isfinite(want)
+    return np.where(broken, 0, got), np.where(broken, 0, want)

@@ -32,6 +32,7 @@ class Job:
         threads: of every session; 0 takes one for a tiny model, else each backend's default.
         seed: of everything random.
         honest_runs: how many honest runs the envelope is taken from; 0 lets the size of the model decide.
+        diagnosis: look for the cause where a candidate fails.
     """
 
     model: str
@@ -42,6 +43,7 @@ class Job:
     threads: int = 0
     seed: int = 0
     honest_runs: int = 0
+    diagnosis: bool = False
 
     def plain(self) -> dict[str, Any]:
         """As JSON values."""

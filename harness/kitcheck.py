@@ -194,7 +194,8 @@ def _examined(found: Kit, dump: Dump, name: str, into: Findings) -> Diagnosis | 
 
             truth = stack.enter_context(opened("reference-f64"))
             clinic = Clinic(opened, truth, found.tokens, found.edge, found.facts["honest_runs"])
-            return clinic.examine(Recorded(dump, found.tokens, found.model, name), thorough=True)
+            subject = Recorded(dump, found.tokens, found.model, name)
+            return clinic.examine(subject, thorough=True, recorded=True)
     except HarnessError as error:
         into.notes.append(f"The kit's checkpoint could not be used, so nothing was replayed: {error}")
         return None

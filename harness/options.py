@@ -111,7 +111,7 @@ def _report(p: argparse.ArgumentParser) -> None:
     p.add_argument("--profile", default="", help="judge again by this profile first")
     _what(p)
     _where(p)
-    p.set_defaults(suite=[], resume=False)
+    p.set_defaults(suite=[], resume=False, no_diagnosis=True)
 
 
 def _bench(p: argparse.ArgumentParser) -> None:
@@ -119,7 +119,7 @@ def _bench(p: argparse.ArgumentParser) -> None:
     p.add_argument("--profile", default="strict", help="criteria that logits must pass before speed counts")
     p.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)
     _where(p)
-    p.set_defaults(suite=["logits", "speed"])
+    p.set_defaults(suite=["logits", "speed"], no_diagnosis=True)
 
 
 def _compare(p: argparse.ArgumentParser) -> None:

@@ -17,6 +17,7 @@ from backends.errors import UsageError, unknown
 from backends.fault_list import EQUIVALENTS, FAULTS, SAMPLER, TOKENIZER, Entry
 from backends.registry import parse
 from harness import envelope
+from harness.job import Job
 from harness.judge import judge, load
 from harness.killtable import EQUIVALENT, FAULT, HONEST, Row, Table, evidence, keep, kept
 from harness.trials import Call, Honest, Rig, Trial, crew, selection, short
@@ -210,39 +211,44 @@ def _tables(model: str, lengths: Mapping[str, int], rows: Sequence[Row], seconds
         yield Table(model, dtype, suites, part, seconds * sum(row.seconds for row in part) / busy)
 
 
-def known(record: Record, folder: Path) -> Observation | None:
-    """The power of the gate that a record went through, if it was measured on this checkpoint by this program.
+def known(job: Job, folder: Path) -> Observation | None:
+    """The power of the gate that a job goes through, if it was measured on this checkpoint by this program.
 
-    A run of fewer suites is another gate: nothing is known about it.
+    A job of fewer suites is another gate: nothing is known about it.
 
     Args:
-        record: of a run.
+        job: of a run.
         folder: --out, where the cache is.
     """
-    if not _whole(record):
+    if not _whole(job.suites):
         return None
-    profile, model = str(record.profile["name"]), str(record.job["model"])
-    found = [kept(folder, model, dtype, profile) for dtype in envelope.FORMATS]
+    found = [kept(folder, job.model, dtype, job.profile) for dtype in envelope.FORMATS]
     tables = [table for table in found if table]
     if not tables:
         return None
-    data = evidence(tables, shown(profile))
-    data["rows"] = {
-        d: [row for row in rows if row["role"] == FAULT or row["first"]] for d, rows in data["rows"].items()
-    }
+    data = evidence(tables, shown(job.profile))
+    for dtype, rows in data["rows"].items():  # a record tells of innocents only those who were accused
+        data["rows"][dtype] = [row for row in rows if row["role"] == FAULT or row["failed"][job.profile]]
     return Observation("", "", "", "power", data)
 
 
-def _whole(record: Record) -> bool:
-    """Whether a run asked for every suite that power is measured with."""
-    return {found.name for found in selection()} <= {str(found["name"]) for found in record.suites}
+def told_of(record: Record, gate: Observation | None) -> Record:
+    """A complete record with the power of its gate."""
+    if gate is None or record.status != "complete":
+        return record
+    return replace(record, observations=(*record.observations, gate))
+
+
+def _whole(suites: Iterable[str]) -> bool:
+    """Whether all suites are there that power is measured with."""
+    return {found.name for found in selection()} <= set(suites)
 
 
 def told(record: Record) -> str:
     """One line for the terminal on the gate that a record went through; empty for a part of it."""
     if line(record):
         return f"this gate: {line(record)}"
-    if not _whole(record):
+    if not _whole(str(found["name"]) for found in record.suites):
         return ""
     asked = shlex.join(["--model", str(record.job["model"]), "--profile", str(record.profile["name"])])
     return f"this gate: its power is not known yet; `python -m harness power {asked}` measures it"

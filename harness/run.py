@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from backends.base import Session
 from backends.registry import open_session, parse
-from harness import __version__, facts, stages, suite
+from harness import __version__, consult, facts, stages, suite
 from harness.job import Job
 from harness.judge import EVENT, again, load
 from harness.ledger import Ledger, info_facts, now, plain
@@ -134,5 +134,7 @@ def _measure_all(ledger: Ledger) -> None:
             session = stages.candidate(ledger, stack, name, truth_session, spreads)
             if session is not None and stages.SPEED in ledger.job.suites:
                 sessions[name] = session
+        if ledger.job.diagnosis:
+            consult.after(ledger, truth_session)
         if stages.SPEED in ledger.job.suites:
             stages.speed(ledger, truth_session, sessions, spreads)

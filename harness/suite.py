@@ -9,7 +9,17 @@ from typing import Any
 from backends.base import ABILITIES
 from backends.errors import HarnessError, unknown
 
-DEFAULT = ("tokenization", "logits", "distribution", "stepwise", "consistency", "generation", "state", "speed")
+DEFAULT = (
+    "tokenization",
+    "logits",
+    "distribution",
+    "stepwise",
+    "consistency",
+    "generation",
+    "state",
+    "layers",
+    "speed",
+)
 """Suites of a plain `validate`, in the order of the document."""
 
 

@@ -158,9 +158,8 @@ class Record:
 
     def to_json(self) -> str:
         """The record as a JSON document, one measurement, observation or verdict a line."""
-        plain = _plain(asdict(self))
         lines = []
-        for key, value in plain.items():
+        for key, value in plain(asdict(self)).items():
             if key in _LISTS and value:
                 rows = ",\n  ".join(json.dumps(row, ensure_ascii=False, allow_nan=False) for row in value)
                 lines.append(f' "{key}": [\n  {rows}\n ]')
@@ -210,14 +209,14 @@ _LISTS: Mapping[str, type[Any]] = {
 }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Dataclass contents as JSON values; floats that are not finite become strings."""
     if isinstance(value, float) and not math.isfinite(value):
         return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
+        return [plain(item) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
     return value
 
 
