@@ -267,10 +267,10 @@ def _print(record: "Record", options: argparse.Namespace, paths: list[Path]) -> 
         print(json.dumps(_digest(record, paths), indent=1, ensure_ascii=False))
         return
     from harness.power import told
-    from harness.table import failures, matrix, verdict_line
+    from harness.table import diagnoses, failures, matrix, verdict_line
 
     print(matrix(record))
-    for line in failures(record):
+    for line in (*failures(record), *diagnoses(record)):
         print(line)
     _print_paths(paths)
     if told(record):

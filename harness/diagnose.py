@@ -82,7 +82,8 @@ class Clinic:
             return replace(found, problem=found.problem or str(error))
         line = known.line_up(logits, found.dtype, thorough=thorough and not found.cause)
         found = replace(found, lineup=line)
-        if line.best is not None and line.explained and set(found.cause) <= set(line.best.names):
+        agreed = set(found.cause) <= set(line.best.names) if line.best else False
+        if line.best and line.explained and agreed and (line.at_floor or not found.first):  # replay is the sharper one
             return replace(found, cause=line.best.names, by="logits", fit=None)
         return found
 

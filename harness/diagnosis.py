@@ -8,7 +8,7 @@ import numpy as np
 from backends.fault_list import FAULTS
 from harness.formulas import formula
 from harness.replay import Out
-from harness.suspects import Lineup, Suspect, summaries
+from harness.suspects import HINT, Lineup, Suspect, summaries
 
 SHOWN = 5
 """Suspects that a record keeps."""
@@ -157,9 +157,17 @@ def what(found: Diagnosis) -> str:
     if not found.replayed:
         return f"What it reads was as expected, where it was recorded{right}."
     if not found.cause:
-        return f"None of the known mistakes explains it{_looks_like(found)}{right}{_more(found)}."
+        return f"None of the known mistakes explains it{_nearest(found)}{_looks_like(found)}{right}{_more(found)}."
     names = " + ".join(f"`{name}`" for name in found.cause)
     return f"Known mistake {names}: {summaries(found.cause)}; {_evidence(found)}{right}."
+
+
+def _nearest(found: Diagnosis) -> str:
+    """The best suspect, where it is clearly nearer than the truth."""
+    line = found.lineup
+    if line is None or line.best is None or line.nearer < HINT:
+        return ""
+    return f"; the nearest is `{_joined(line.best)}`, which comes {line.nearer:.3g} times nearer than the truth"
 
 
 def _looks_like(found: Diagnosis) -> str:
@@ -176,11 +184,12 @@ def _more(found: Diagnosis) -> str:
 def _evidence(found: Diagnosis) -> str:
     line, rival = found.lineup, found.next_best
     if found.by == "replay":
-        return f"planted, it leaves no more than {found.fit:.2g} x honest error in that tensor"
+        return f"planted, it gives that tensor to within {found.fit:.2g} times honest rounding"
     assert line is not None
-    rest = "down to the rounding floor" if line.at_floor else f"{line.nearer:.3g} times nearer than the truth is"
+    floor = "the logits are explained down to the rounding floor"
+    rest = floor if line.at_floor else f"the logits come {line.nearer:.3g} times nearer than the truth's"
     other = f"; the next best, `{rival[0]}`, is {rival[1]:.3g} times farther" if rival else ""
-    return f"with it planted the logits are explained {rest}{other}"
+    return f"with it planted {rest}{other}"
 
 
 def listed(names: tuple[str, ...]) -> str:

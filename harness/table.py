@@ -63,6 +63,13 @@ def failures(record: Record) -> Iterator[str]:
         yield f"... and {len(lines) - MOST} more; the report has all"
 
 
+def diagnoses(record: Record) -> Iterator[str]:
+    """What was found out about those that failed."""
+    for seen in record.observations:
+        if seen.kind == "diagnosis":
+            yield f"DIAGNOSIS {seen.subject}: {' '.join(filter(None, seen.data['sentences']))}"
+
+
 def _key(verdict: Verdict) -> tuple[str, ...]:
     """What is told once: a failed criterion of a subject, an error of the same words."""
     detail = verdict.detail if verdict.outcome is Outcome.ERROR else ""

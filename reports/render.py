@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reports import extras, header, layers, power, predictions, sections
+from reports import diagnosis, extras, header, layers, power, predictions, sections
 from reports.document import Blocks, Document, Section
 from reports.markdown import FILTERS
 from reports.record import Record
@@ -30,6 +30,7 @@ SECTIONS: tuple[tuple[str, tuple[Callable[[Record], Blocks], ...]], ...] = (
     ("Stepwise drift", (extras.stepwise,)),
     ("Consistency", (extras.consistency,)),
     ("State", (extras.state,)),
+    ("Diagnosis", (diagnosis.diagnosis,)),
     ("Layers", (layers.layers,)),
     ("Power of this gate", (power.power,)),
     ("Speed", (extras.speed,)),

@@ -1,4 +1,4 @@
-"""A port of RWKV-7 that shares nothing with this project: it reads a kit's files and writes a dump, with numpy and json.
+"""A port of RWKV-7 that shares nothing with this project: numpy and json read a kit's files and write a dump.
 
 Run as a program: `python numpy_port.py KIT DUMP [--bug NAME] [--dump logits|state|all]`. Bugs are slips that a
 porter makes; each stands where it would stand in real code.
@@ -6,6 +6,7 @@ porter makes; each stands where it would stand in real code.
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 BUGS = ("", "v6-decay", "read-before-write", "transposed-key", "edge-shift", "no-bonus", "group-norm-eps", "odd-gate")
 
 Array = np.ndarray[Any, Any]
+Keep = Callable[[str, Array], Array]
 
 
 def read_checkpoint(path: Path) -> dict[str, Array]:
@@ -54,8 +56,11 @@ class Port:
         self.seen[name] = np.array(value, dtype="f4")
         return self.seen[name]
 
+    def keeper(self, prefix: str) -> Keep:
+        return lambda name, value: self.keep(prefix + name, value)
+
     def time_mix(self, i: int, b: str, x: Array) -> Array:
-        z, k_ = self.z, lambda name, value: self.keep(f"{b}att.{name}", value)
+        z, k_ = self.z, self.keeper(b + "att.")
         p = {n: z[f"{b}att.{n}"] for n in ("k_k", "k_a", "r_k", "w0", "w1", "w2", "a0", "a1", "a2", "g1", "g2")}
         h = k_("ln1", norm(x, z[b + "ln1.weight"], z[b + "ln1.bias"]))
         last = k_("shift", self.att[i])
@@ -79,11 +84,11 @@ class Port:
         y = k_("y", self.memory(i, b, r, w, k, v, kk, a))
         return self.read_out(b, k_, y, r, k, v, g, p["r_k"])
 
-    def decay(self, k_: Any, p: dict[str, Array], xw: Array) -> Array:
+    def decay(self, k_: Keep, p: dict[str, Array], xw: Array) -> Array:
         raw = k_("w_raw", k_("w_lora", np.tanh(xw @ p["w1"])) @ p["w2"])
         if self.bug == "v6-decay":
-            return np.asarray(k_("w", np.exp(-np.exp(p["w0"] + raw))))
-        return np.asarray(k_("w", np.exp(np.float32(-0.60653066) * sigmoid(p["w0"] + raw))))
+            return k_("w", np.exp(-np.exp(p["w0"] + raw)))
+        return k_("w", np.exp(np.float32(-0.60653066) * sigmoid(p["w0"] + raw)))
 
     def memory(self, i: int, b: str, *z: Array) -> Array:
         r, w, k, v, kk, a = (self.heads(x) for x in z)
@@ -96,22 +101,22 @@ class Port:
         S = before if self.bug == "read-before-write" else self.S[i]
         return np.concatenate([S[head] @ r[head] for head in range(self.H)])
 
-    def read_out(self, b: str, k_: Any, y: Array, r: Array, k: Array, v: Array, g: Array, r_k: Array) -> Array:
+    def read_out(self, b: str, k_: Keep, y: Array, r: Array, k: Array, v: Array, g: Array, r_k: Array) -> Array:
         heads, z = self.heads(y), self.z
         eps = 1e-5 if self.bug == "group-norm-eps" else 64e-5
         n = (heads - heads.mean(1, keepdims=True)) / np.sqrt(heads.var(1, keepdims=True) + np.float32(eps))
         n = k_("ln_x", n.reshape(-1) * z[b + "att.ln_x.weight"] + z[b + "att.ln_x.bias"])
         weight = (self.heads(r) * self.heads(k) * self.heads(r_k.reshape(-1))).sum(1, keepdims=True)
         bonus = k_("bonus", (weight * self.heads(v)).reshape(-1) * (self.bug != "no-bonus"))
-        return np.asarray(k_("out", z[b + "att.output.weight"] @ ((n + bonus) * g)))
+        return k_("out", z[b + "att.output.weight"] @ ((n + bonus) * g))
 
     def channel_mix(self, i: int, b: str, x: Array) -> Array:
-        z, k_ = self.z, lambda name, value: self.keep(f"{b}ffn.{name}", value)
+        z, k_ = self.z, self.keeper(b + "ffn.")
         h = k_("ln2", norm(x, z[b + "ln2.weight"], z[b + "ln2.bias"]))
         last = k_("shift", self.ffn[i])
         self.ffn[i] = h
         k = k_("k", z[b + "ffn.key.weight"] @ k_("xk", h + (last - h) * z[b + "ffn.x_k"]))
-        return np.asarray(k_("out", z[b + "ffn.value.weight"] @ k_("act", np.maximum(k, 0) ** 2)))
+        return k_("out", z[b + "ffn.value.weight"] @ k_("act", np.maximum(k, 0) ** 2))
 
     def heads(self, x: Array) -> Array:
         return x.reshape(self.H, -1)

@@ -264,7 +264,7 @@ def test_lists_for_people(command: Command) -> None:
     assert "conformance" in command("models").out
     suites = command("suites").out
     assert "tokenization (version 1)" in suites
-    assert "rms <= 3 x honest, at least 1e-07 [dtype f32]: F32 against float64" in suites
+    assert "rms_median <= 3 x honest, at least 1e-07 [dtype f32]: F32 against float64" in suites
 
 
 def test_a_ci_job_gets_its_summary(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
