@@ -51,8 +51,8 @@ def bench(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The test suite with branch coverage."""
     install(session, "test")
-    cover = [] if session.posargs else ["--cov", "--cov-report=term:skip-covered", "--cov-fail-under=90"]
-    session.run("pytest", *cover, *session.posargs)
+    whole = ["-n", "2", "--benchmark-disable", "--cov", "--cov-report=term:skip-covered", "--cov-fail-under=90"]
+    session.run("pytest", *(session.posargs or whole), env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session

@@ -80,7 +80,7 @@ class Clinic:
             logits = Feed(batch, 0 if recorded else edge).logits(subject)
         except HarnessError as error:
             return replace(found, problem=found.problem or str(error))
-        line = known.line_up(logits, found.dtype, thorough=thorough and not found.cause)
+        line = known.line_up(logits, found.dtype, thorough=thorough, cause=found.cause)
         found = replace(found, lineup=line)
         agreed = set(found.cause) <= set(line.best.names) if line.best else False
         if line.best and line.explained and agreed and (line.at_floor or not found.first):  # replay is the sharper one

@@ -135,7 +135,8 @@ def _place(found: Diagnosis, first: Out) -> str:
     said = f"{layer}token {first.token}: `{first.short}` is the first recorded tensor that is {kind}"
     said = said[0].upper() + said[1:]
     if found.gap:
-        said += f" ({listed(found.gap)} lie between it and what was recorded, and may be it too)"
+        lies = "lies" if len(found.gap) == 1 else "lie"
+        said += f" ({listed(found.gap)} {lies} between it and what was recorded, and may be it too)"
     if not np.isfinite(first.ratio):
         return f"{said}: it is not finite although its inputs are."
     times = f"{first.ratio:.3g} times that of honest {found.dtype} rounding"

@@ -191,8 +191,9 @@ def _npy(path: Path) -> Dump:
 
 def _safetensors(path: Path) -> Dump:
     raw = path.read_bytes()
+    stored = _stored(raw)  # first: it checks the header
     told = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")]).get("__metadata__", {})
-    return _named(path, "safetensors", _stored(raw), told)
+    return _named(path, "safetensors", stored, told)
 
 
 def _stored(raw: bytes) -> dict[str, Array]:
@@ -239,7 +240,7 @@ def _named(path: Path, kind: str, arrays: dict[str, Array], told: Mapping[str, A
     if dtype and dtype not in FORMATS:
         raise ValueError(f"states dtype {dtype!r}; known are {', '.join(FORMATS)}")
     state = {name.removeprefix("state."): arrays.pop(name) for name in sorted(arrays) if name.startswith("state.")}
-    tensors = {name: arrays.pop(name) for name in sorted(arrays) if name.startswith("blocks.") or name in STREAM}
+    tensors = {name: arrays.pop(name) for name in list(arrays) if name.startswith("blocks.") or name in STREAM}
     logits, probs, tokens = (arrays.pop(name, None) for name in ("logits", "probs", "tokens"))
     if logits is None and probs is None and not state and not tensors:
         names = ", ".join(sorted(arrays)[:8])

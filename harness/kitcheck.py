@@ -195,7 +195,7 @@ def _examined(found: Kit, dump: Dump, name: str, into: Findings) -> Diagnosis | 
             truth = stack.enter_context(opened("reference-f64"))
             clinic = Clinic(opened, truth, found.tokens, found.edge, found.facts["honest_runs"])
             subject = Recorded(dump, found.tokens, found.model, name)
-            return clinic.examine(subject, thorough=True, recorded=True)
+            return clinic.examine(subject, faults=dump.logits is not None, thorough=True, recorded=True)
     except HarnessError as error:
         into.notes.append(f"The kit's checkpoint could not be used, so nothing was replayed: {error}")
         return None

@@ -157,8 +157,10 @@ def allowed(honest: Vector, floor: Vector) -> Vector:
 
 
 def _smooth(x: Vector) -> Vector:
-    padded = np.pad(x, REACH, mode="edge")
-    near = np.max([padded[i : i + len(x)] for i in range(2 * REACH + 1)], axis=0)
+    near = x.copy()
+    for away in range(1, min(REACH, len(x) - 1) + 1):
+        np.maximum(near[away:], x[:-away], out=near[away:])
+        np.maximum(near[:-away], x[away:], out=near[:-away])
     smooth: Vector = np.maximum(near, np.median(near))
     return smooth
 

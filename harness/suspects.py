@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from backends.base import Array, Ids, Session, Want
-from backends.errors import HarnessError
+from backends.errors import BackendError, HarnessError
 from backends.fault_list import BATCH, CARRY, EQUATION, FAULTS, PAIRS
 
 Open = Callable[[str], Session]
@@ -60,7 +60,8 @@ class Feed:
         for part in parts:
             want = Want(logits="all" if every else "last", state=len(parts) > 1)
             out = session.forward(part, state, want)
-            assert out.logits is not None
+            if out.logits is None:
+                raise BackendError(f"{session.info.backend} gave no logits")
             found.append(out.logits)
             state = out.state
         return np.concatenate(found, axis=1) if every else found[-1]
@@ -166,20 +167,21 @@ class Suspects:
             self._floors[dtype] = max(far)
         return self._floors[dtype]
 
-    def line_up(self, logits: Array, dtype: str, *, thorough: bool = False) -> Lineup:
+    def line_up(self, logits: Array, dtype: str, *, thorough: bool = False, cause: tuple[str, ...] = ()) -> Lineup:
         """Rank all faults by their distance from a candidate.
 
         Args:
             logits: the candidate's, (B, T, V), or (B, 1, V) for the last position only.
             dtype: its number format, which decides what rounding may do.
             thorough: also combine the nearest faults with every other where no single one explains.
+            cause: known from elsewhere; only it, its rivals in the same tensor and its pairs are run then.
         """
         floor = self.floor("f32" if dtype == "f64" else dtype)
         found = Lineup(distance(logits, self.truth), floor, ())
         if not found.astray or not finite_prefix(logits):
             return found
-        singles = self._ranked(logits, self._singles())
-        suspects = [*singles, *self._ranked(logits, PAIRS)]
+        singles = self._ranked(logits, self._singles(cause))
+        suspects = [*singles, *self._ranked(logits, (pair for pair in PAIRS if set(cause) <= set(pair)))]
         found = Lineup(found.truth, floor, _nearest_first(suspects, floor))
         if thorough and not found.explained and found.nearer >= HINT:
             names = [suspect.names[0] for suspect in _nearest_first(singles, floor)]
@@ -187,8 +189,10 @@ class Suspects:
             found = Lineup(found.truth, floor, _nearest_first(suspects, floor))
         return found
 
-    def _singles(self) -> list[Names]:
-        return [(name,) for name, entry in FAULTS.items() if self.feed.covers(entry.kind)]
+    def _singles(self, cause: Names) -> list[Names]:
+        tensors = {FAULTS[name].tensor for name in cause}
+        rows = (row for row in FAULTS.values() if not cause or row.tensor in tensors)
+        return [(row.name,) for row in rows if self.feed.covers(row.kind)]
 
     def _ranked(self, logits: Array, names: Iterable[Names]) -> list[Suspect]:
         found = [(each, self._of(each)) for each in names]

@@ -5,7 +5,7 @@ from typing import Any
 from reports import views
 from reports.document import Block, Blocks, Bullets, Cell, Fold, say, table
 from reports.record import Record
-from reports.text import MISSING, Span, code, num, number_of, rich, times
+from reports.text import MISSING, Rich, Span, code, num, number_of, rich, times
 
 
 def diagnosis(record: Record) -> Blocks:
@@ -21,8 +21,14 @@ def diagnosis(record: Record) -> Blocks:
 
 
 def _said(subject: str, data: dict[str, Any]) -> Block:
-    where, what = (str(sentence) for sentence in data["sentences"])
-    return say(code(subject), ". ", Span(where, "strong"), f" {what}" if what else "")
+    where, what = (_marked(str(sentence)) for sentence in data["sentences"])
+    strong = tuple(span if span.style else Span(span.text, "strong") for span in where)
+    return say(code(subject), ". ", strong, " ", what)
+
+
+def _marked(sentence: str) -> Rich:
+    """A sentence whose names stand between backticks."""
+    return tuple(code(part) if at % 2 else Span(part) for at, part in enumerate(sentence.split("`")) if part)
 
 
 def _suspects(data: dict[str, Any]) -> Block:

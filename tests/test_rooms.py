@@ -14,7 +14,7 @@ ROOMS = {
     "reports": {"reports"},
     "harness": {"harness", "backends", "reports"},
 }
-LIGHT = {"base", "errors", "registry", "checkpoint", "tokenizer", "fault_list"}
+LIGHT = {"base", "checkpoint", "convert", "errors", "fault_list", "registry", "tokenizer"}
 """What the harness may know of the backends; weights only as a type."""
 
 FILES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]

@@ -255,6 +255,7 @@ def observe(got: Sample, truth: Sample, context: Context) -> Evidence:
     found = findings(got, truth, context)
     first = found.out[0] if found.out else None
     gap: Gap = got["gaps"][first.tensor] if first else Gap()
+    hinted = context.case.options.get("hints", True)  # they take as long as all the rest
     yield (
         "layers",
         {
@@ -265,7 +266,7 @@ def observe(got: Sample, truth: Sample, context: Context) -> Evidence:
             "untested": found.untested,
             "limit": replay.LIMIT,
             "first": None if first is None else {**vars(first), "layer": first.layer, "spanned": list(gap.spanned)},
-            "hints": _hints(first, found, got, truth, context) if first else [],
+            "hints": _hints(first, found, got, truth, context) if first and hinted else [],
             "lacking": _lacking(got["gaps"]),
         },
     )

@@ -105,7 +105,7 @@ def test_safetensors(tmp_path: Path) -> None:
     assert found.logits is not None
     assert found.logits.shape == (2, 4)
     np.testing.assert_array_equal(found.state["wkv"], state)
-    assert (found.tokens, found.ignored) == ((1, 2), ("blocks.0.att.w",))
+    assert (found.tokens, found.ignored, list(found.tensors)) == ((1, 2), (), ["blocks.0.att.w"])
 
 
 def test_bfloat16_is_read(tmp_path: Path) -> None:

@@ -247,7 +247,7 @@ def test_the_whole_catalogue_is_kept_and_found_again(
 
 def test_validate_tells_the_power_of_its_gate(command: Command, asked: list[dict[str, Any]]) -> None:
     gate = ",".join(found.name for found in trials.selection())
-    typed = ("validate", "--backend", "torch-cpu-f32", "--honest-runs", "2", "--threads", "1")
+    typed = ("validate", "--backend", "torch-cpu-f32", "--honest-runs", "2", "--threads", "1", "--no-diagnosis")
     with pytest.MonkeyPatch.context() as patch:
         small_suites(patch, 1)
         done = command(*typed, "--suite", gate)
