@@ -37,7 +37,7 @@ class BackendError(HarnessError):
     exit_code = 4
 
 
-class Unsupported(HarnessError):
+class Unsupported(HarnessError):  # noqa: N818 - an outcome, not an error
     """A legal request that this backend does not serve; never counted as a pass."""
 
 

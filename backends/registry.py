@@ -186,8 +186,9 @@ def parse(text: str, device: str = "", dtype: str = "") -> Spec:
 
     Args:
         text: `NAME[:ARGUMENT][@OPTION,...]`.
-        device, dtype: for what the text leaves open; empty takes the backend's own default. They
-            are left aside where the backend does not serve them.
+        device: for what the text leaves open; empty takes the backend's own default. Left aside where
+            the backend does not serve it.
+        dtype: likewise.
 
     Raises:
         UsageError: unknown backend, or a device or number format that it does not serve.
@@ -199,7 +200,8 @@ def parse(text: str, device: str = "", dtype: str = "") -> Spec:
     name, _, argument = head.partition(":")
     row = find(name)
     written = {("dtype" if option in DTYPES else "device"): option for option in options}
-    for kind, value, served in (("dtype", written.get("dtype"), row.dtypes), ("device", written.get("device"), row.devices)):
+    checks = (("dtype", written.get("dtype"), row.dtypes), ("device", written.get("device"), row.devices))
+    for kind, value, served in checks:
         if value is not None and value.partition(":")[0] not in served:
             raise UsageError(f"backend {name} serves {kind} {', '.join(served)}, not {value}.")
     if argument and not row.argument:

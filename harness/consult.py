@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from backends.base import Session
+from backends.base import Ids, Session, Tokenizer
 from backends.errors import InputError, UsageError
 from backends.registry import find, open_session, parse
 from harness import suite
@@ -66,7 +66,7 @@ def consult(
         count = threads or int(weights.facts.parameters < ONE_THREAD)
         truth = stack.enter_context(open_session(parse(REFERENCE), weights, count))
         tokenizer = for_model(weights.facts)
-        tokens = np.resize(encode(suite.prompts()[PROMPT].text, tokenizer, weights.facts.vocab_size), TOKENS)
+        tokens = _prompt(tokenizer, weights.facts.vocab_size)
         clinic = Clinic(
             lambda name: open_session(parse(name), weights, count),
             truth,
@@ -80,6 +80,10 @@ def consult(
             with open_session(spec, weights, count) as session:
                 found[spec.id] = clinic.examine(_without_trace(session) if logits_only else session, thorough=True)
     return found
+
+
+def _prompt(tokenizer: Tokenizer | None, vocab_size: int) -> Ids:
+    return np.resize(encode(suite.prompts()[PROMPT].text, tokenizer, vocab_size), TOKENS)
 
 
 def _without_trace(session: Session) -> Session:
@@ -97,8 +101,7 @@ def after(ledger: Ledger, truth: Session) -> None:
     failed = _failed(ledger)
     known = {o.subject for o in ledger.observations if o.kind == KIND}
     weights = ledger.weights
-    case = next(case for case in suite.load("layers").cases if case.prompt == PROMPT)
-    tokens = np.resize(ledger.context(case).tokens, TOKENS)
+    tokens = _prompt(ledger.tokenizer, weights.facts.vocab_size)
     clinic = Clinic(
         lambda name: open_session(parse(name), weights, ledger.threads),
         truth,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from backends import registry
-from backends.base import ABILITIES, Array, Ids, Output, Session, Want
+from backends.base import ABILITIES, Array, Ids, Output, Session, State, Want
 from backends.errors import BackendError, Unsupported
 from backends.fault_list import EQUIVALENTS
 from backends.weights import Weights
@@ -155,7 +155,7 @@ def test_the_input_state_is_never_written_to(session: Session, tokens: Array) ->
 
 def test_no_state_is_a_state_of_zeros(session: Session, tokens: Array) -> None:
     shape = session.export_state(session.forward(tokens, want=Want(state=True)).state)
-    zeros = type(shape)(*(np.zeros_like(part) for part in (shape.att_shift, shape.wkv, shape.ffn_shift)))
+    zeros = State(np.zeros_like(shape.att_shift), np.zeros_like(shape.wkv), np.zeros_like(shape.ffn_shift))
     fresh, imported = session.forward(tokens), session.forward(tokens, session.import_state(zeros))
     np.testing.assert_allclose(logits(fresh), logits(imported), atol=0 if exact(session) else band(session))
 

@@ -164,7 +164,7 @@ def test_memory_is_guessed_where_the_system_does_not_tell(monkeypatch: pytest.Mo
     def silent(name: str) -> int:
         raise ValueError(name)
 
-    monkeypatch.setattr(session.os, "sysconf", silent)
+    monkeypatch.setattr("os.sysconf", silent)
     assert session._memory() == 8 << 30
 
 

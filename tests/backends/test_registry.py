@@ -5,6 +5,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from backends import registry
+from backends.base import Session
 from backends.errors import BackendError, HarnessError, InputError, UsageError
 from tests.backends.random_model import as_weights, random_rwkv7
 
@@ -99,10 +100,10 @@ def test_entry_points_add_backends_and_never_replace_ours(monkeypatch: pytest.Mo
 
 
 def test_openers_may_be_functions() -> None:
-    def opener() -> None:
-        return None
+    def opener(*_: object, **__: object) -> Session:
+        raise AssertionError("never called here")
 
-    assert registry.Backend("x", "", opener).load() is opener  # type: ignore[arg-type]
+    assert registry.Backend("x", "", opener).load() is opener
 
 
 def test_the_exit_codes_hang_on_the_tree_of_errors() -> None:

@@ -72,4 +72,3 @@ MISTAKES: Mapping[str, Mapping[str, Equation]] = {
     "half-the-write": {"blocks.*.att.state": half_the_write},
 }
 """Name -> what it overrides."""
-
