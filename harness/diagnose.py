@@ -82,8 +82,7 @@ class Clinic:
             return replace(found, problem=found.problem or str(error))
         line = known.line_up(logits, found.dtype, thorough=thorough, cause=found.cause)
         found = replace(found, lineup=line)
-        agreed = set(found.cause) <= set(line.best.names) if line.best else False
-        if line.best and line.explained and agreed and (line.at_floor or not found.first):  # replay is the sharper one
+        if line.best and line.explained and _agree(found, line.best.names, line.at_floor):
             return replace(found, cause=line.best.names, by="logits", fit=None)
         return found
 
@@ -155,6 +154,13 @@ class Clinic:
         except (HarnessError, LookupError):
             return None
         return planted
+
+
+def _agree(found: Diagnosis, names: tuple[str, ...], at_floor: bool) -> bool:
+    """Whether a cause by logits goes with what replay found, which is the sharper one where it can see a mistake."""
+    if found.first is None or found.cause or at_floor:
+        return set(found.cause) <= set(names)
+    return any(FAULTS[name].tensor == found.first.short and FAULTS[name].kind != EQUATION for name in names)
 
 
 def _where_finite(got: Array, want: Array) -> tuple[Array, Array]:
