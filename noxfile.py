@@ -94,3 +94,17 @@ def cuda(session: nox.Session) -> None:
     for size in session.posargs or ["0.1b", "1.5b"]:
         model, out = f"synthetic:rwkv7-{size}", f"reports/out/cuda-{size}"
         harness(session, "bench", "--model", model, "--device", "cuda", "--out", out)
+
+
+@nox.session
+def engines(session: nox.Session) -> None:
+    """The engines that people run: installs them (llama.cpp is built), their tests, one report on one file. Minutes."""
+    install(session, "test", "official", "llama-cpp", "hf")
+    session.install("gguf")  # a second reader of what is written here
+    tests = ["tests/engines", "tests/backends/test_gguf.py", "tests/backends/test_gguf_writer.py"]
+    session.run("pytest", *tests, "-q", "--no-cov", env={"OMP_NUM_THREADS": "1"})
+    out = OUT / "engines"
+    harness(session, "convert", "conformance", str(out / "model.pth"))
+    subjects = ["torch-cpu-f32", "official", "llama-cpp", "hf", *session.posargs]
+    chosen = [part for name in subjects for part in ("--backend", name)]
+    harness(session, "validate", "--model", str(out / "model.pth"), *chosen, "--out", str(out))

@@ -24,7 +24,7 @@ Array = npt.NDArray[Any]
 DTYPES = ("f64", "f32", "bf16", "f16")
 """Short names of the number formats, as every option and every record spells them."""
 
-ABILITIES = ("logits-all", "state", "trace", "batch", "generate", "tokenizer", "replay")
+ABILITIES = ("logits-all", "state", "trace", "batch", "generate", "tokenizer", "replay", "sampler")
 """What a suite may need beyond "logits after the last token", which every backend has."""
 
 
@@ -38,6 +38,28 @@ class Tokenizer(Protocol):
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """The bytes of `ids`, which may end inside a character."""
+
+
+class Sampling(Protocol):
+    """A backend's own way from logits to the next token and from a question to a prompt; a third, optional port."""
+
+    semantics: str
+    """Which known semantics it follows: "official" or "candle", see `backends.sampling`."""
+
+    def probabilities(
+        self, logits: Array, prompt: Sequence[int], generated: Sequence[int], parameters: Mapping[str, float]
+    ) -> Array:
+        """What the next token would be drawn from, (V,).
+
+        Args:
+            logits: (V,) float32, after the last token.
+            prompt: ids that were fed, which candle counts as occurrences.
+            generated: ids that were drawn since.
+            parameters: temperature, top_p, top_k, presence, frequency, decay.
+        """
+
+    def render(self, template: str, prompt: str, system: str, suffix: str) -> list[int]:
+        """Ids of a prompt in one of the templates of `backends.prompts`; Unsupported where it has no such template."""
 
 
 @dataclass(frozen=True)
@@ -73,15 +95,22 @@ class Output:
     trace: Mapping[str, Array] = field(default_factory=dict)
 
 
+GROWING = ("tokens", "dea_k", "dea_v")
+"""Components of a state that grow by one entry of axis 2 a token."""
+
+
 @dataclass(frozen=True)
 class State:
     """The recurrent state in the one layout that all backends agree on.
 
     Attributes:
         att_shift: (L, B, C), the previous token's normed input of every time mix.
-        wkv: (L, B, H, N value, N key), the WKV state; row = value channel, column = key channel.
+        wkv: (L, B, H, N value, N key), the WKV state; row = value channel, column = key channel. RWKV-4 has none,
+            (L, B, 0, 0, 0).
         ffn_shift: (L, B, C), the previous token's normed input of every channel mix.
-        extra: what a version adds beyond these, by name.
+        extra: what a version adds beyond these, by name; axis 1 is the batch. RWKV-4: `memory` (L, B, 3, C), its rows
+            aa, bb and pp. RWKV-7b: `tokens` (1, B, S), the ids so far; `dea_k` and `dea_v` (L, B, S, 32), what `k1` and
+            `v1` made of every token; `dea_q` (L, B, 256), the query of the last token.
     """
 
     att_shift: Array
@@ -90,8 +119,17 @@ class State:
     extra: Mapping[str, Array] = field(default_factory=dict)
 
     def parts(self) -> dict[str, Array]:
-        """Every component by name, in a fixed order."""
-        return {"att_shift": self.att_shift, "wkv": self.wkv, "ffn_shift": self.ffn_shift, **self.extra}
+        """Every component by name, in a fixed order; no `wkv` where a version has none."""
+        wkv = {"wkv": self.wkv} if self.wkv.size else {}
+        return {"att_shift": self.att_shift, **wkv, "ffn_shift": self.ffn_shift, **self.extra}
+
+    def zeros(self) -> "State":
+        """The state before the first token, in the shapes of this one; what grows is empty."""
+        parts = {
+            name: np.zeros_like(part[:, :, :0] if name in GROWING else part) for name, part in self.parts().items()
+        }
+        extra = {name: parts[name] for name in self.extra}
+        return State(parts["att_shift"], np.zeros_like(self.wkv), parts["ffn_shift"], extra)
 
     @property
     def nbytes(self) -> int:
@@ -167,6 +205,9 @@ class Gap:
     lacking: tuple[str, ...] = ()
 
 
+Call = tuple[npt.ArrayLike, Any, Want | None]
+"""Tokens, state, want: the arguments of one `forward`."""
+
 Sampler = Callable[[Array], Ids]
 """Logits (B, V) of one step -> ids (B,)."""
 
@@ -182,6 +223,9 @@ class Session(ABC):
 
     info: Info
     tokenizer: Tokenizer | None = None
+    sampling: Sampling | None = None
+    streams: bool = False
+    """Whether every call reads the whole checkpoint again, so that calls are better made together."""
 
     def forward(self, tokens: npt.ArrayLike, state: Any = None, want: Want | None = None) -> Output:
         """Feed tokens after `state` and return what `want` names.
@@ -196,13 +240,7 @@ class Session(ABC):
             BackendError: ids that are not integers, out of range, or of a wrong shape.
             Unsupported: `want` asks for an ability that `info.abilities` lacks.
         """
-        want = want or Want()
-        ids = self._checked(tokens)
-        for ability in self._needed(ids, state, want):
-            if ability not in self.info.abilities:
-                has = ", ".join(sorted(self.info.abilities)) or "none"
-                raise Unsupported(f"{self.info.backend} has no ability {ability!r}; it has: {has}.")
-        return self._forward(ids, state, want)
+        return self._forward(*self._admitted(tokens, state, want))
 
     def generate(
         self, tokens: npt.ArrayLike, sampler: Sampler | None = None, max_new_tokens: int = 1, stop: Sequence[int] = ()
@@ -230,6 +268,18 @@ class Session(ABC):
                 return
             yield new
             ids, state = new[:, None], out.state
+
+    def forward_together(self, calls: Sequence[Call]) -> list[Output]:
+        """Several independent `forward`s; a session that `streams` reads its weights once for all of them.
+
+        Args:
+            calls: arguments of each.
+
+        Raises:
+            BackendError: as `forward`, for any of them; none is answered then.
+            Unsupported: likewise.
+        """
+        return [self.forward(*call) for call in calls]
 
     @abstractmethod
     def _forward(self, tokens: Ids, state: Any, want: Want) -> Output:
@@ -305,6 +355,16 @@ class Session(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _admitted(self, tokens: npt.ArrayLike, state: Any, want: Want | None) -> tuple[Ids, Any, Want]:
+        """The arguments of a `forward`, checked."""
+        want = want or Want()
+        ids = self._checked(tokens)
+        for ability in self._needed(ids, state, want):
+            if ability not in self.info.abilities:
+                has = ", ".join(sorted(self.info.abilities)) or "none"
+                raise Unsupported(f"{self.info.backend} has no ability {ability!r}; it has: {has}.")
+        return ids, state, want
 
     def _checked(self, tokens: npt.ArrayLike) -> Ids:
         """Tokens as int64 (B, T), or an error in words."""

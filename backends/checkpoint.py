@@ -1,8 +1,10 @@
 """One `--model` string for everything that can be opened: a file, a folder, a hub id, or a model made by code.
 
-    PATH                               .pth, .safetensors, a folder as the hub has it
+    PATH                               .pth, .safetensors, rwkv.cpp's .bin, a folder as the hub has it
     owner/repo[/file][@revision]       on a hub, through huggingface_hub
-    conformance[?seed=N]               the designed checkpoint
+    rwkv7-g1d-0.1b, eagle7b, ...       a release by name, from the hub (see `catalogue`)
+    demo                               a small trained RWKV-7 over bytes, part of this package
+    conformance[-vX][?seed=N]          the designed checkpoint of RWKV-7, or of version X (5.2, 6, 7a, 7b)
     synthetic:rwkv7-SIZE[?seed=N]      official shapes, random weights
 
 Opening reads names and shapes, not values. A tensor read from a memory-mapped .pth may share its
@@ -12,16 +14,17 @@ memory with the mapping: treat what `Weights.get` returns as read-only.
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from backends import detect, hub, names, readers, synthetic
+from backends import catalogue, detect, hub, names, readers, synthetic
 from backends.base import ModelFacts
 from backends.errors import InputError
 from backends.readers import Source
+from backends.sizes import SIZES
 from backends.weights import Weights
 
 
@@ -41,21 +44,71 @@ def open_checkpoint(model: str) -> Weights:
     if name in BUILTIN:
         return assemble(model, BUILTIN[name].make(_seed(model, query)), BUILTIN[name].note)
     path = _existing(model)
-    return assemble(model, readers.read(path or hub.fetch(_hub_id(model))))
+    return assemble(model, readers.read(path or fetch(model)))
+
+
+def fetch(model: str) -> Path:
+    """The files of a release or a hub id, downloaded where they are not cached.
+
+    Raises:
+        InputError: no such thing, or out of reach.
+    """
+    return hub.fetch(hub.resolve(model) if catalogue.is_name(model) else _hub_id(model))
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """What a download came to.
+
+    Attributes:
+        ident: the hub id, with the file.
+        path: the file or folder.
+        size: bytes of all its files.
+        checked: whether every file's hash is the hub's.
+    """
+
+    ident: str
+    path: Path
+    size: int
+    checked: bool
+
+
+def pull(name: str, told: Callable[[str], None] = lambda _: None) -> Pulled:
+    """Download a release or a hub id and check it, cached or not.
+
+    Args:
+        name: of the catalogue, by its rule, or a hub id.
+        told: progress.
+
+    Raises:
+        InputError: no such thing, out of reach, or not what the hub says it is.
+    """
+    told(f"looking for {name}")
+    ident = hub.resolve(name) if catalogue.is_name(name) else _hub_id(name)
+    path = hub.fetch(ident)
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    checked = True
+    for file in files:
+        told(f"checking {file.name}")
+        checked &= hub.verify(file)
+    return Pulled(str(ident), path, sum(file.stat().st_size for file in files), checked)
 
 
 def assemble(name: str, source: Source, note: str = "") -> Weights:
     """Names made official, version and sizes detected, every shape checked and made canonical."""
     try:
         tied = source.config.get("tie_word_embeddings") is True
-        tensors = names.official(name, source.tensors, tied=tied)
+        head_dim = source.config.get("head_dim")
+        tensors = names.official(
+            name, source.tensors, tied=tied, head_dim=head_dim if isinstance(head_dim, int) and head_dim > 0 else 0
+        )
         facts = detect.detect(name, tensors)
     except InputError:
         source.close()
         raise
-    remarks = [note, *_contradictions(facts, source.config)]
+    remarks = [note, source.remark, *_contradictions(facts, source.config)]
     facts = replace(facts, evidence="; ".join([facts.evidence, *filter(None, remarks)]))
-    return Weights(facts, detect.canonical(facts, tensors), source.path, source.close)
+    return Weights(facts, detect.canonical(facts, tensors), source.path, source.close, source.forget)
 
 
 def not_finite(weights: Weights) -> list[str]:
@@ -63,16 +116,11 @@ def not_finite(weights: Weights) -> list[str]:
     return [name for name in weights if not bool(torch.isfinite(weights.get(name)).all())]
 
 
-def known() -> dict[str, str]:
-    """The models that are made by code: name -> one line about it."""
-    return {name: row.summary for name, row in BUILTIN.items()}
-
-
 class _Builtin:
-    """A row of `BUILTIN`: how to make the tensors, one line for the list, a remark for the evidence."""
+    """A row of `BUILTIN`: how to make the tensors, a remark for the evidence; the list's line is in `sizes.MADE`."""
 
-    def __init__(self, make: Callable[[int], Source], summary: str, note: str) -> None:
-        self.make, self.summary, self.note = make, summary, note
+    def __init__(self, make: Callable[[int], Source], note: str) -> None:
+        self.make, self.note = make, note
 
 
 def _conformance(seed: int) -> Source:
@@ -81,17 +129,35 @@ def _conformance(seed: int) -> Source:
     return readers.in_memory(conformance.tensors(seed))
 
 
+def _conformance_of(version: str) -> _Builtin:
+    def make(seed: int) -> Source:
+        from backends.reference import conformance_deep, conformance_finch
+
+        of = conformance_deep if version.startswith("7") else conformance_finch
+        return readers.in_memory(of.tensors(version, seed))
+
+    return _Builtin(make, "made by code")
+
+
 def _synthetic(size: str) -> _Builtin:
-    row = synthetic.SIZES[size]
+    row = SIZES[size]
     note = "generated: official shapes, random weights" + (f" ({row.note})" if row.note else "")
-    return _Builtin(
-        lambda seed: synthetic.source(size, seed), f"{row.L} layers of {row.C}, random weights, for speed", note
-    )
+    return _Builtin(lambda seed: synthetic.source(size, seed), note)
+
+
+def _demo(seed: int) -> Source:
+    from backends.demo import export
+
+    if seed:
+        raise InputError("demo is one trained file and has no seed; `python -m backends.demo` trains another.")
+    return readers.read(export.checked())
 
 
 BUILTIN: dict[str, _Builtin] = {
-    "conformance": _Builtin(_conformance, "small designed RWKV-7 in which every mechanism matters", "made by code"),
-    **{f"synthetic:{size}": _synthetic(size) for size in synthetic.SIZES},
+    "demo": _Builtin(_demo, "trained on the Python standard library by backends/demo"),
+    "conformance": _Builtin(_conformance, "made by code"),
+    **{f"conformance-v{version}": _conformance_of(version) for version in ("5.2", "6", "7a", "7b")},
+    **{f"synthetic:{size}": _synthetic(size) for size in SIZES},
 }
 
 
@@ -125,8 +191,10 @@ def _hub_id(model: str) -> hub.HubId:
         return ident
     if local:
         raise InputError(f"there is no file or folder {model!r}.{_near(path.name, _siblings(path))}")
+    near = _near(name, [*BUILTIN, *catalogue.ENTRIES])
     raise InputError(
-        f"unknown model {model!r}.{_near(name, BUILTIN)} Known: {', '.join(BUILTIN)}, a path, or a hub id owner/repo."
+        f"unknown model {model!r}.{near} Known: {', '.join(BUILTIN)}, the releases that `models` lists, a path, or a "
+        "hub id owner/repo."
     )
 
 

@@ -1,96 +1,193 @@
-"""Weights to files that other programs read: official `.pth`, official-name safetensors, an HF folder.
+"""Weights to files that other programs read: `.pth`, safetensors, an HF folder, candle_rwkv7's prepared folder.
 
-Shapes are those of official files (vectors as (1, 1, C)). Nothing half-written ever stands under the final
-name: everything is written beside it and renamed. safetensors are written tensor by tensor.
+Everything is written one tensor at a time, so that a model needs no more memory than its largest tensor takes.
+Shapes are those of official files (vectors as (1, 1, C)) where the format does not say otherwise. Nothing half-written
+ever stands under the final name: everything is written beside it, checked if the caller has a check, and renamed.
 """
 
 import json
 import os
+import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from backends import detect, names
+from backends import detect, model_config, names, pth_writer
 from backends.base import ModelFacts
-from backends.errors import InputError, unknown
-from backends.readers import read_json
+from backends.errors import InputError, UsageError, unknown
+from backends.narrowing import Loss, cast
 from backends.weights import DTYPES, Tensor, Weights
 
+if TYPE_CHECKING:
+    from backends.proof import Proof
+
 _SAFETENSORS = {"f64": "F64", "f32": "F32", "bf16": "BF16", "f16": "F16"}
-_TORCH_NAMES = {"f64": "float64", "f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+
+Told = Callable[[int, int], None]
+"""Told the bytes that are written and the bytes that will be."""
 
 
-def save(weights: Weights, dest: Path, to: str, dtype: str = "") -> Path:
+@dataclass
+class Order:
+    """One file or folder to write.
+
+    Attributes:
+        weights: what to write.
+        dest: the final name.
+        dtype: number format; empty keeps the stored one.
+        config: where config.json goes; None is where the format has it.
+        told: progress.
+        check: called with the written file or folder, under a temporary name, before it takes the final one.
+        loss: what a narrower number format changed.
+    """
+
+    weights: Weights
+    dest: Path
+    dtype: str = ""
+    config: Path | None = None
+    told: Told = lambda *_: None
+    check: Callable[[Path], None] = lambda _: None
+    loss: Loss = field(default_factory=Loss)
+    done: int = 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Official names, order and shapes in the wanted number format; still unread."""
+        return official_tensors(self.weights, self.dtype, self.loss)
+
+    def wrote(self, total: int, size: int) -> None:
+        """Tell of one more tensor, and let go of the memory that reading it took."""
+        self.done += size
+        self.weights.forget()
+        self.told(self.done, total)
+
+
+def save(weights: Weights, dest: Path, to: str, dtype: str = "", **how: Any) -> Path:
     """Write a checkpoint.
 
     Args:
         weights: what to write.
-        dest: the file ("pth", "safetensors"; replaced if it exists), or a folder that does not exist yet ("hf").
-        to: "pth", "safetensors" (with a config.json beside it) or "hf".
+        dest: the file ("pth", "safetensors"; replaced if it exists), or a folder that does not exist yet ("hf",
+            "prepared").
+        to: a key of `FORMATS`.
         dtype: number format; empty keeps the stored one.
+        how: further attributes of `Order`.
 
     Returns:
         `dest`.
 
     Raises:
         UsageError: another format or number format.
-        InputError: `dest` cannot be written, or the version has no HF names.
+        InputError: `dest` cannot be written, a value is beyond the number format, or the version has no such names.
     """
-    if to not in _WRITERS:
-        raise unknown("format", to, _WRITERS)
+    if to not in FORMATS:
+        raise unknown("format", to, FORMATS)
     if dtype and dtype not in DTYPES:
         raise unknown("number format", dtype, DTYPES)
     try:
         dest.parent.mkdir(parents=True, exist_ok=True)
-        _WRITERS[to](weights, dest, dtype)
+        _sweep(dest)
+        FORMATS[to](Order(weights, dest, dtype, **how))
     except OSError as error:
         raise InputError(f"{dest} cannot be written: {error.strerror or error}.") from error
     return dest
 
 
-def official_tensors(weights: Weights, dtype: str = "") -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion came to.
+
+    Attributes:
+        path: what was written.
+        to: its format.
+        facts: identity and sizes of the source.
+        dtype: number format that was asked for; empty is the stored one.
+        size: bytes of all files.
+        seconds: for all of it.
+        loss: what a narrower number format changed.
+        proof: what was checked before the file took its name.
+    """
+
+    path: Path
+    to: str
+    facts: ModelFacts
+    dtype: str
+    size: int
+    seconds: float
+    loss: Loss
+    proof: "Proof"
+
+
+def convert(
+    source: str, dest: Path, to: str = "", dtype: str = "", config: Path | None = None, told: Told = lambda *_: None
+) -> Conversion:
+    """Convert a checkpoint and prove it: the new file is read back before it takes its name.
+
+    Args:
+        source: anything that `open_checkpoint` takes.
+        dest: the file or the folder, see `save`.
+        to: format; empty is what the name asks for.
+        dtype: number format; empty keeps the stored one.
+        config: where config.json goes; None is where the format has it.
+        told: progress of writing.
+
+    Raises:
+        UsageError, InputError: see `save`, `open_checkpoint`.
+        BrokenError: what was written does not read back as the same model; nothing of it is left.
+    """
+    from backends.checkpoint import open_checkpoint
+    from backends.proof import Proof, prove
+
+    to, started, loss = to or format_of(dest), time.monotonic(), Loss()
+    wanted = "f32" if to == "prepared" else dtype
+    proofs: list[Proof] = []
+    with open_checkpoint(source) as weights:
+
+        def check(path: Path) -> None:
+            proofs.append(prove(weights, path, wanted))
+
+        save(weights, dest, to, dtype, config=config, told=told, loss=loss, check=check)
+    files = [path for path in (dest, *dest.rglob("*")) if path.is_file()]
+    size = sum(path.stat().st_size for path in files)
+    return Conversion(dest, to, weights.facts, wanted, size, time.monotonic() - started, loss, proofs[0])
+
+
+def format_of(dest: Path) -> str:
+    """The format that a name asks for.
+
+    Raises:
+        UsageError: its suffix says nothing.
+    """
+    if dest.name == "prepared":
+        return "prepared"
+    known = {".pth": "pth", ".pt": "pth", ".safetensors": "safetensors", ".st": "safetensors", "": "hf"}
+    suffix = dest.suffix.lower()
+    if suffix not in known and not dest.is_dir():
+        raise UsageError(
+            f"the name {dest.name!r} does not tell a format: end it in .pth or .safetensors, or say --to "
+            f"{', --to '.join(FORMATS)}."
+        )
+    return known.get(suffix, "hf")
+
+
+def official_tensors(weights: Weights, dtype: str = "", loss: Loss | None = None) -> dict[str, Tensor]:
     """The tensors in official order and in the shapes that official files have; still unread."""
     shapes = detect.file_shapes(weights.facts, weights.tensors)
-    return {name: _cast(detect.reshaped(weights.tensors[name], shape), dtype) for name, shape in shapes.items()}
-
-
-def config(facts: ModelFacts, dtype: str = "") -> dict[str, Any]:
-    """`config.json` of an RWKV-7 in the keys that HF exports use, all derived from the tensors."""
-    ranks = facts.ranks
+    lost = Loss() if loss is None else loss
     return {
-        "architectures": ["RWKV7ForCausalLM"],
-        "model_type": "rwkv7",
-        "attn_mode": "chunk",
-        "vocab_size": facts.vocab_size,
-        "hidden_size": facts.n_embd,
-        "num_hidden_layers": facts.n_layer,
-        "head_dim": facts.head_size,
-        "num_heads": facts.n_head,
-        "intermediate_size": facts.n_ffn,
-        "hidden_ratio": facts.n_ffn / facts.n_embd,
-        "decay_low_rank_dim": ranks["w"],
-        "a_low_rank_dim": ranks["a"],
-        "v_low_rank_dim": ranks.get("v", 0),
-        "gate_low_rank_dim": ranks["g"],
-        "value_dim": [facts.n_embd] * facts.n_layer,
-        "hidden_act": "sqrelu",
-        "norm_eps": 1e-5,
-        "norm_first": True,
-        "norm_bias": True,
-        "fuse_norm": False,
-        "tie_word_embeddings": False,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-        "torch_dtype": _TORCH_NAMES[dtype or facts.stored.partition("+")[0]],
+        name: cast(name, detect.reshaped(weights.tensors[name], shape), dtype, lost) for name, shape in shapes.items()
     }
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def write_safetensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    wrote: Callable[[int], None] = lambda _: None,
+) -> None:
     """A safetensors file, one tensor in memory at a time.
 
     The format: the length of the header (u64, little endian), the header as JSON padded with spaces to a
@@ -99,67 +196,126 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for name, tensor in tensors.items():
-        begin, end = end, end + _nbytes(tensor)
+        begin, end = end, end + pth_writer.size(tensor)
         header[name] = {"dtype": _SAFETENSORS[tensor.dtype], "shape": tensor.shape, "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
-            raw = tensor.read("cpu").contiguous().reshape(-1).view(torch.uint8)
-            file.write(raw.numpy().data)
+            for piece in pth_writer.raw(tensor):
+                file.write(piece)
+            wrote(pth_writer.size(tensor))
 
 
-def _write_pth(weights: Weights, dest: Path, dtype: str) -> None:
-    tensors = official_tensors(weights, dtype)
-    with replacing(dest) as part:
-        # A clone of its own storage each, since torch.save writes whole storages, also of views.
-        torch.save({name: tensor.read("cpu").clone().contiguous() for name, tensor in tensors.items()}, part)
+def _write_pth(order: Order) -> None:
+    tensors = order.tensors()
+    with replacing(order.dest) as part:
+        pth_writer.write(part, tensors, _telling(order, tensors))
+        order.check(part)
+    if order.config:
+        _write_config(order, order.config)
 
 
-def _write_safetensors(weights: Weights, dest: Path, dtype: str) -> None:
-    described = weights.facts.version == "7"  # whose config.json has agreed keys
-    beside = dest.parent / "config.json"
-    if described:
-        _refuse_foreign(beside, weights.facts)
-    with replacing(dest) as part:
-        write_safetensors(part, official_tensors(weights, dtype))
-    if described:
-        with replacing(beside) as part:
-            _write_config(part, weights.facts, dtype)
+def _write_safetensors(order: Order) -> None:
+    beside = order.config or order.dest.parent / "config.json"
+    model_config.refuse_foreign(beside, order.weights.facts)
+    tensors = order.tensors()
+    with replacing(order.dest) as part:
+        write_safetensors(part, tensors, wrote=_telling(order, tensors))
+        order.check(part)
+    _write_config(order, beside)
 
 
-def _write_hf(weights: Weights, dest: Path, dtype: str) -> None:
-    if weights.facts.version != "7":
-        raise InputError(f"only RWKV-7 has HF names here; {weights.facts.name} is RWKV-{weights.facts.version}.")
-    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-        raise InputError(f"{dest} exists already: give the HF folder a new name or remove it.")
-    with replacing(dest) as part:
-        part.mkdir()
-        write_safetensors(part / "model.safetensors", names.hf(official_tensors(weights, dtype)))
-        _write_config(part / "config.json", weights.facts, dtype)
+def _write_hf(order: Order) -> None:
+    _write_folder(order, names.hf, model_config.config)
 
 
-_WRITERS: dict[str, Callable[[Weights, Path, str], None]] = {
+def _write_prepared(order: Order) -> None:
+    order.dtype = "f32"  # the only one that its reader takes
+    _write_folder(order, names.prepared, model_config.prepared)
+
+
+FORMATS: dict[str, Callable[[Order], None]] = {
     "pth": _write_pth,
     "safetensors": _write_safetensors,
     "hf": _write_hf,
+    "prepared": _write_prepared,
 }
+"""Format -> what writes it."""
+
+
+def _write_folder(
+    order: Order, renamed: Callable[[Mapping[str, Tensor]], dict[str, Tensor]], keys: model_config.Keys
+) -> None:
+    """A folder with model.safetensors and config.json; the two appear together."""
+    facts, dest = order.weights.facts, order.dest
+    if facts.version != "7":
+        raise InputError(f"only RWKV-7 has HF names here; {facts.name} is RWKV-{facts.version}.")
+    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+        raise InputError(f"{dest} exists already: give the folder a new name or remove it.")
+    tensors = renamed(order.tensors())
+    with replacing(dest) as part:
+        part.mkdir()
+        write_safetensors(part / "model.safetensors", tensors, wrote=_telling(order, tensors))
+        model_config.write(part / "config.json", facts, order.dtype, keys)
+        order.check(part)
+    if order.config:
+        _write_config(order, order.config, keys)
+
+
+def _write_config(order: Order, path: Path, keys: model_config.Keys = model_config.config) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
+        model_config.write(part, order.weights.facts, order.dtype, keys)
+
+
+def _telling(order: Order, tensors: Mapping[str, Tensor]) -> Callable[[int], None]:
+    """What a writer tells of its progress; the disk must have the room first."""
+    total = sum(map(pth_writer.size, tensors.values()))
+    free = shutil.disk_usage(order.dest.parent).free
+    if total > free:
+        raise InputError(f"{order.dest} takes {total / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there.")
+    return lambda size: order.wrote(total, size)
 
 
 @contextmanager
 def replacing(dest: Path) -> Iterator[Path]:
     """A path beside `dest` that takes its place when the block ends well and vanishes when it does not."""
-    part = dest.with_name(f".{dest.name}.{os.getpid()}.part")
+    part = dest.with_name(f".{dest.stem}.{os.getpid()}.part{dest.suffix}")
     try:
         yield part
         for file in [*part.rglob("*"), part]:
             _flush(file)
         part.replace(dest)
     finally:
-        if part.is_dir():
-            shutil.rmtree(part)
-        part.unlink(missing_ok=True)
+        _remove(part)
+
+
+def _sweep(dest: Path) -> None:
+    """Remove what killed conversions to the same name left beside it."""
+    pattern = re.compile(rf"\.{re.escape(dest.stem)}\.(\d+)\.part{re.escape(dest.suffix)}")
+    for path in dest.parent.iterdir():
+        match = pattern.fullmatch(path.name)
+        if match and not _alive(int(match[1])):
+            _remove(path)
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process of that id runs on this machine; in doubt it does."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:
@@ -167,25 +323,3 @@ def _flush(path: Path) -> None:
     if path.is_file():
         with path.open("rb") as file:
             os.fsync(file.fileno())
-
-
-def _refuse_foreign(path: Path, facts: ModelFacts) -> None:
-    """Refuse to replace the config.json of another model that lives in the same folder."""
-    there = read_json(path) if path.exists() else {}
-    ours = config(facts)
-    if any(there.get(key, ours[key]) != ours[key] for key in ours.keys() - {"torch_dtype"}):
-        raise InputError(f"{path} describes another model: write this one into a folder of its own.")
-
-
-def _write_config(path: Path, facts: ModelFacts, dtype: str) -> None:
-    path.write_text(json.dumps(config(facts, dtype), indent=2) + "\n", encoding="utf-8")
-
-
-def _cast(tensor: Tensor, dtype: str) -> Tensor:
-    if not dtype or dtype == tensor.dtype:
-        return tensor
-    return replace(tensor, dtype=dtype, read=lambda device: tensor.read(device).to(DTYPES[dtype]))
-
-
-def _nbytes(tensor: Tensor) -> int:
-    return torch.Size(tensor.shape).numel() * DTYPES[tensor.dtype].itemsize

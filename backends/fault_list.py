@@ -6,12 +6,21 @@ each; backend `fault:NAME` computes with it. The equivalents are no mistakes: ot
 function, kept as negative controls, for a gate that calls one of them a failure raises a false alarm.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import chain
+
+from backends.errors import UsageError, unknown
 
 EQUATION, BATCH, CARRY, TOKENIZER, SAMPLER = "equation", "batch", "carry", "tokenizer", "sampler"
 """Kinds: a wrong equation; one that shows only with several rows; a state mishandled between two calls; ids; choice."""
+
+
+EAGLE, FINCH, GOOSE = ("5.1", "5.2"), ("6",), ("7", "7a", "7b")
+DEEP, DEA = ("7a", "7b"), ("7b",)
+DIAGONAL, LOW_RANK = (*EAGLE, *FINCH), (*FINCH, *GOOSE)
+EVERY = (*DIAGONAL, *GOOSE)
+"""Groups of RWKV versions that make the same mistakes."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,7 @@ class Entry:
         seen_in: public threads and programs in which it was met; empty if it is only plausible.
         kind: one of the constants of this module.
         equivalent: True for another way to write the same function.
+        versions: of RWKV in which it can be made.
     """
 
     name: str
@@ -33,6 +43,7 @@ class Entry:
     seen_in: tuple[str, ...] = ()
     kind: str = EQUATION
     equivalent: bool = False
+    versions: tuple[str, ...] = GOOSE
 
 
 DELTA_RULE = "ooples/AiDotNet.Tensors#895"
@@ -182,9 +193,139 @@ _EDGES = (
 )
 
 
-def _same(name: str, tensor: str, summary: str, *seen_in: str) -> Entry:
-    return Entry(name, tensor, summary, seen_in, equivalent=True)
+_EAGLE = (
+    Entry("time-mix-complement", "att.xr", "time_mix is taken for the share of the token before, as maa in v6"),
+    Entry(
+        "decay-twice", "att.w", "the decay is made of a decay: exp(-exp(...)) of what the file's loader already made"
+    ),
+)
 
+_FINCH = (
+    Entry("maa-complement", "att.xx", "maa is taken for the share of the current token, as time_mix in v5"),
+    Entry("maa-x-missing", "att.xx", "the dynamic mixes are computed from the current token alone: maa_x is left out"),
+    Entry("maa-no-tanh", "att.mix_lora", "no tanh inside the low-rank pair of the mixes"),
+    Entry("maa-order", "att.mix_w", "the five low-rank rows are read in the order r w k v g, not w k v r g"),
+    Entry("maa-no-low-rank", "att.mix_w", "the mixes are the static ones, as in v5"),
+    Entry("maa-no-static", "att.mix_w", "the mixes are the dynamic ones alone"),
+    Entry("maa-one-matrix", "att.mix_k", "all five mixes go through the first of the five matrices"),
+    Entry("decay-static", "att.w", "the decay is the static one, as in v5"),
+    Entry("decay-no-static", "att.w", "time_decay is not added"),
+)
+
+_DIAGONAL = (
+    Entry("decay-once", "att.w", "one exponential is missing: exp(...) in the place of exp(-exp(...))"),
+    Entry("decay-v7", "att.w", "the decay of v7: bounded by exp(-exp(-1/2)) through a sigmoid"),
+    Entry("decay-sigmoid", "att.w", "the decay is a sigmoid of its exponent"),
+    Entry("key-transposed", "att.k", "the key matrix is transposed in one layer of v5 or v6"),
+    Entry("value-transposed", "att.v", "the value matrix is transposed in one layer of v5 or v6"),
+    Entry("gate-no-silu", "att.g", "the gate has no activation"),
+    Entry("gate-sigmoid", "att.g", "sigmoid in the place of the gate's SiLU"),
+    Entry("gate-before-norm", "att.ln_x", "the gate falls on the read-out, before the group norm"),
+    Entry("u-exp", "att.bonus", "the bonus u is exponentiated although the file has it as time_faaaa"),
+    Entry("u-missing", "att.bonus", "the bonus is r k v: u is left out"),
+    Entry("u-heads-swapped", "att.bonus", "u of one head is used in another"),
+    Entry("u-on-state", "att.bonus", "u falls on the state that is read, not on the current token"),
+    Entry("y-new-state", "att.y", "the read-out comes after the write, as in v7"),
+    Entry("y-decayed-state", "att.y", "the read-out sees the state after its decay"),
+    Entry("state-bonus-written", "att.state", "the bonus is written into the state too"),
+    Entry("state-no-decay", "att.state", "nothing decays"),
+    Entry("ffn-mix-other", "ffn.xk", "the shares of the channel mix are taken for those of the other token"),
+    Entry("ffn-mixes-swapped", "ffn.xk", "the mixes of key and receptance are swapped in the channel mix"),
+    Entry("ffn-no-receptance", "ffn.out", "no receptance in the channel mix, as in v7"),
+    Entry("ffn-r-no-sigmoid", "ffn.r", "the channel mix's receptance has no sigmoid"),
+    Entry("ffn-r-transposed", "ffn.r", "the channel mix's receptance matrix is transposed"),
+)
+
+_DEEP = (
+    Entry("deep-row-shift", "ffn.s_emb", "DeepEmbed takes the matrix of token t from row t + 1"),
+    Entry("deep-no-x", "ffn.s_emb", "s_emb_x is left out: DeepEmbed's matrix is the stored one alone"),
+    Entry("deep-x-of-stream", "ffn.s_emb", "s_emb_x is applied to the layer's input, not to the embedding"),
+    Entry("deep-shifted", "ffn.s_lora", "DeepEmbed reads the token-shifted input"),
+    Entry("deep-tanh", "ffn.s_lora", "a tanh behind s1"),
+    Entry("deep-transposed", "ffn.s_mid", "DeepEmbed's 32 x 32 matrix is transposed"),
+    Entry("deep-no-s0", "ffn.s", "s0 is not added"),
+    Entry("deep-s0-one", "ffn.s", "s0 is taken for 1"),
+    Entry("deep-missing", "ffn.out", "no DeepEmbed: the channel mix of v7"),
+)
+
+_DEA = (
+    Entry("dea-normed", "qkv.q", "DEA reads the normed stream"),
+    Entry("dea-row-shift", "qkv.k_emb", "DEA takes the key vector of token t from row t + 1"),
+    Entry("dea-v-no-x", "qkv.v_emb", "v_emb_x is left out"),
+    Entry("dea-k-no-emb", "qkv.k", "DEA's key is the low-rank one alone"),
+    Entry("dea-k-tanh", "qkv.k", "a tanh in DEA's key"),
+    Entry("dea-v-no-tanh", "qkv.v", "no tanh in DEA's value"),
+    Entry("dea-no-query-shift", "qkv.qn", "DEA's query is not mixed with that of the token before"),
+    Entry("dea-mix-complement", "qkv.qn", "DEA's mixes are taken for the share of the current token"),
+    Entry("dea-lnq-missing", "qkv.qn", "no norm behind DEA's query"),
+    Entry("dea-lnq-eps-1e-6", "qkv.qn", "the norm of DEA's query with epsilon 1e-6"),
+    Entry("dea-lnk-eps-1e-6", "qkv.kn", "the norm of DEA's key with epsilon 1e-6"),
+    Entry("dea-lnv-missing", "qkv.vn", "no norm behind DEA's value"),
+    Entry("dea-lnv-eps-1e-6", "qkv.vn", "the norm of DEA's value with epsilon 1e-6"),
+    Entry("dea-no-bend", "qkv.out", "DEA's score is not bounded: no tanh"),
+    Entry("dea-no-root", "qkv.out", "DEA's score lacks the factor 1/sqrt(256)"),
+    Entry("dea-bound-30", "qkv.out", "DEA's score is bounded at 30, as in other models, not at 64"),
+    Entry("dea-sees-next", "qkv.out", "DEA's mask is off by one: a token sees the next"),
+    Entry("dea-not-itself", "qkv.out", "DEA's mask is off by one: a token does not see itself"),
+    Entry("dea-values-late", "qkv.out", "DEA's values are those of the token before"),
+    Entry("dea-linear", "qkv.out", "DEA weighs by scores, without the softmax"),
+    Entry("dea-missing", "att.res", "no DEA"),
+    Entry("dea-first", "att.ln1", "DEA enters the stream before the time mix reads it"),
+)
+
+_DEA_FEEDING = (
+    Entry("edge-query", "qkv.qn", "DEA's query before starts from zero at every call", (), CARRY),
+    Entry("edge-cache", "qkv.kn", "DEA forgets at every call", (), CARRY),
+    Entry("edge-cache-short", "qkv.kn", "DEA's newest token is lost at every call", (), CARRY),
+)
+
+# Rows above that need nothing but what every version has.
+_EVERYWHERE = """
+emb-row-shift ln0-missing ln0-eps-1e-6 ln1-eps-1e-6 ln1-eps-1e-4 ln1-eps-outside ln1-rms ln1-no-bias ln1-unbiased
+ln2-eps-1e-6 ln2-no-weight ln-out-eps-1e-6 ln-out-missing shift-first-token shift-raw shift-two-back shift-missing
+mix-xk-xv-swapped res-from-norm head-row-shift head-row-zero r-transposed r-sigmoid r-row-zero out-transposed
+state-decay-axis state-decay-last state-outer-swapped state-bf16 state-heads-swapped state-batch-leak y-transposed
+y-reads-k y-scaled ln-x-eps-1e-5 ln-x-eps-8e-5 ln-x-unbiased ln-x-one-group ln-x-no-bias ln-x-interleaved
+bonus-missing bonus-per-channel out-no-gate ffn-shift-missing ffn-transposed ffn-relu ffn-silu ffn-gelu ffn-square
+ffn-row-zero ln-x-divided ln1-two-moments ffn-clamp
+"""
+_LOW_RANK = {"w-no-tanh", "w-sigmoid-inside"}
+
+
+def _of(versions: tuple[str, ...], rows: Iterable[Entry]) -> Iterator[Entry]:
+    return (replace(row, versions=versions) for row in rows)
+
+
+def _spread(rows: Iterable[Entry]) -> Iterator[Entry]:
+    """Rows of RWKV-7 with all versions in which their mistake can be made."""
+    for row in rows:
+        wide = LOW_RANK if row.name in _LOW_RANK else row.versions
+        yield replace(row, versions=EVERY if row.name in _EVERYWHERE.split() else wide)
+
+
+def _same(name: str, tensor: str, summary: str, *seen_in: str, versions: tuple[str, ...] = GOOSE) -> Entry:
+    return Entry(name, tensor, summary, seen_in, equivalent=True, versions=versions)
+
+
+_SAME_DEEP = (
+    _same("deep-summed", "ffn.s_mid", "DeepEmbed's product as a sum over rows", versions=DEEP),
+    _same("dea-exponents", "qkv.out", "DEA's softmax by hand, less the largest score", versions=DEA),
+)
+
+_SAME_DIAGONAL = (
+    _same("share-weighted", "att.xr", "the token shift of v6 as a weighted mean of both tokens", versions=FINCH),
+    _same("time-mix-added", "att.xr", "the token shift of v5 as x m + p - p m", versions=EAGLE),
+    _same("decay-reciprocal", "att.w", "the decay of v6 as 1 / exp(exp(...))", versions=FINCH),
+    _same("decay-reciprocal-static", "att.w", "the decay of v5 as 1 / exp(exp(...))", versions=EAGLE),
+    _same("gate-divided", "att.g", "SiLU as z / (1 + exp(-z))", versions=DIAGONAL),
+    _same(
+        "bonus-summed-back",
+        "att.bonus",
+        "the bonus of v5 and v6 multiplied and summed in another order",
+        versions=DIAGONAL,
+    ),
+    _same("state-columns", "att.state", "the state of v5 and v6 is kept transposed", "rwkv package", versions=DIAGONAL),
+)
 
 _SAME = (
     _same("w-0.606531", "att.w", "exp(-1/2) rounded to six digits", "the official inference code"),
@@ -203,12 +344,20 @@ _SAME = (
     _same("ffn-clamp", "ffn.act", "squared ReLU as x max(x, 0)"),
 )
 
-_ROWS = chain(_STREAM, _MIX, _MEMORY, _CHANNEL, _FEEDING, _EDGES)
+_ROWS = chain(
+    _spread(chain(_STREAM, _MIX, _MEMORY, _CHANNEL)),
+    _of(EVERY, chain(_FEEDING, _EDGES)),
+    _of(EAGLE, _EAGLE),
+    _of(FINCH, _FINCH),
+    _of(DIAGONAL, _DIAGONAL),
+    _of(DEEP, _DEEP),
+    _of(DEA, chain(_DEA, _DEA_FEEDING)),
+)
 
 FAULTS: Mapping[str, Entry] = {row.name: row for row in _ROWS}
 """Every mistake by name."""
 
-EQUIVALENTS: Mapping[str, Entry] = {row.name: row for row in _SAME}
+EQUIVALENTS: Mapping[str, Entry] = {row.name: row for row in chain(_spread(_SAME), _SAME_DIAGONAL, _SAME_DEEP)}
 """Every other way to write the same function, by name."""
 
 PAIRS: tuple[tuple[str, str], ...] = (
@@ -232,3 +381,23 @@ PAIRS: tuple[tuple[str, str], ...] = (
 def find(name: str) -> Entry | None:
     """The row of that name, mistake or equivalent; None where there is none."""
     return FAULTS.get(name) or EQUIVALENTS.get(name)
+
+
+def applying(version: str) -> dict[str, Entry]:
+    """Mistakes, then equivalents, that a version of RWKV can have."""
+    return {row.name: row for row in (*FAULTS.values(), *EQUIVALENTS.values()) if version in row.versions}
+
+
+def pick(name: str, version: str) -> Entry:
+    """The row of that name.
+
+    Raises:
+        UsageError: there is none, or none for that version.
+    """
+    row = find(name)
+    if row is None:
+        raise unknown("fault", name, applying(version))
+    if version not in row.versions:
+        has = ", ".join(row.versions)
+        raise UsageError(f"fault {name!r} is one of RWKV {has}; this checkpoint is RWKV-{version}.")
+    return row

@@ -54,13 +54,14 @@ HF7_DROPPED = frozenset(f"blocks.0.att.v{part}" for part in "012")
 _HF7_STACKED = "attn.x_x"
 
 
-def official(name: str, tensors: Mapping[str, Tensor], *, tied: bool = False) -> dict[str, Tensor]:
+def official(name: str, tensors: Mapping[str, Tensor], *, tied: bool = False, head_dim: int = 0) -> dict[str, Tensor]:
     """The same tensors under official names and in official orientation; still unread.
 
     Args:
         name: what the user asked for.
         tensors: names as the file has them.
         tied: the file's config says that the head is the embedding.
+        head_dim: size of a head by the file's config, for bonuses that are stored flat; 0 where it says nothing.
 
     Raises:
         InputError: HF-like names of which some are in no table.
@@ -74,7 +75,7 @@ def official(name: str, tensors: Mapping[str, Tensor], *, tied: bool = False) ->
     found: dict[str, Tensor] = {}
     strange: list[str] = []
     for key, tensor in tensors.items():
-        named = list(_from_hf7(name, key, tensor))
+        named = list(_from_hf7(name, key, _by_head(key, tensor, head_dim)))
         found.update(named)
         strange += [] if named else [key]
     if strange:
@@ -106,6 +107,19 @@ def hf(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             there, transposed(tensor) if turned else tensor
         )
     return renamed
+
+
+def prepared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """RWKV-7 tensors as candle_rwkv7's prepared folder has them: HF names, every vector flat, layer 0's extra kept.
+
+    Its converter squeezes; its reader wants `r_k` as (H, N) all the same, which is what one head gets here.
+    """
+    unused = {key: tensor for key, tensor in tensors.items() if key in HF7_DROPPED}
+    renamed = hf(tensors)
+    for key, tensor in unused.items():
+        there, turned = HF7_BLOCK[key.removeprefix("blocks.0.")]
+        renamed[f"model.layers.0.{there}"] = transposed(tensor) if turned else tensor
+    return {key: _flat(tensor) for key, tensor in renamed.items()}
 
 
 def transposed(tensor: Tensor) -> Tensor:
@@ -146,7 +160,20 @@ def _part(tensor: Tensor, index: int) -> Tensor:
 
 def _hf_shape(there: str, tensor: Tensor) -> Tensor:
     """HF files keep (1, 1, C) for the six mixes only."""
-    if tensor.shape[:2] != (1, 1) or there.startswith("attn.x_"):
+    return tensor if there.startswith("attn.x_") else _flat(tensor)
+
+
+def _by_head(key: str, tensor: Tensor, head_dim: int) -> Tensor:
+    """The bonus as (H, N): squeezing converters store that of a single head as (N,)."""
+    if not key.endswith(".attn.r_k") or len(tensor.shape) != 1:
+        return tensor
+    shape = (tensor.shape[0] // head_dim, head_dim) if head_dim else (1, tensor.shape[0])
+    return Tensor(shape, tensor.dtype, lambda device: tensor.read(device).reshape(shape))
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """(1, 1, C) as (C,); anything else as it is."""
+    if tensor.shape[:2] != (1, 1):
         return tensor
     flat = tensor.shape[2:]
 

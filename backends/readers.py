@@ -9,16 +9,19 @@ import json
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 
+from backends import rwkvcpp
 from backends.errors import InputError
+from backends.resident import give_back
 from backends.weights import SHORT, Tensor
 
 _SAFETENSORS_DTYPES = {"F64": "f64", "F32": "f32", "BF16": "bf16", "F16": "f16"}
@@ -33,12 +36,16 @@ class Source:
         path: the file or folder; None when the tensors are made by code.
         config: `config.json` of a folder; empty elsewhere.
         close: gives the file back.
+        forget: gives back the memory of mapped pages; they are read again when needed.
+        remark: what the reader has to say about the values.
     """
 
     tensors: Mapping[str, Tensor]
     path: Path | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     close: Callable[[], None] = field(default=lambda: None)
+    forget: Callable[[], None] = field(default=lambda: None)
+    remark: str = ""
 
 
 def read(path: Path) -> Source:
@@ -84,7 +91,16 @@ def _refuse_placeholder(path: Path) -> None:
 
 def _pth(path: Path) -> Source:
     """A state dict written by `torch.save`; memory-mapped, so that opening reads the index only."""
-    return in_memory(_state_dict(path, _load(path)), path)
+    tensors = in_memory(_state_dict(path, _load(path)), path).tensors
+    return Source(tensors, path, forget=partial(give_back, path))
+
+
+def _bin(path: Path) -> Source:
+    """rwkv.cpp's format; or, under the same extension, what older HF exports write with `torch.save`."""
+    if not rwkvcpp.is_one(path):
+        return _pth(path)
+    tensors, remark = rwkvcpp.tensors(path)
+    return Source(tensors, path, forget=partial(give_back, path), remark=remark)
 
 
 def _load(path: Path) -> Any:
@@ -155,7 +171,7 @@ def _safetensors(path: Path) -> Source:
         raise InputError(f"{path} is no readable safetensors file: {first_line(error)}.") from error
     if not tensors:
         raise InputError(f"{path} holds no tensors.")
-    return Source(tensors, path, close=stack.close)
+    return Source(tensors, path, close=stack.close, forget=partial(give_back, path))
 
 
 def _sliced(path: Path, name: str, handle: Any) -> Tensor:
@@ -185,7 +201,7 @@ def _folder(path: Path) -> Source:
         what = f"{len(files)} checkpoint files ({names}): name one of them" if files else "no checkpoint file"
         raise InputError(f"the folder {path} holds {what}.")
     source = read(files[0])
-    return Source(source.tensors, path if config else files[0], config, source.close)
+    return replace(source, path=path if config else files[0], config=config)
 
 
 def _sharded(path: Path, index: Path, config: Mapping[str, Any]) -> Source:
@@ -194,15 +210,22 @@ def _sharded(path: Path, index: Path, config: Mapping[str, Any]) -> Source:
     if not isinstance(places, dict) or not places:
         raise InputError(f"{index} has no weight_map.")
     tensors: dict[str, Tensor] = {}
+    forgets: list[Callable[[], None]] = []
     with ExitStack() as stack:
         for shard in sorted({str(place) for place in places.values()}):
             source = _shard(path, index, shard)
             stack.callback(source.close)
             tensors |= source.tensors
+            forgets.append(source.forget)
         lost = [name for name in places if name not in tensors]
         if lost:
             raise InputError(f"{path} lacks {len(lost)} tensors that its index names, {lost[0]} first.")
-        return Source(tensors, path, config, stack.pop_all().close)
+        return Source(tensors, path, config, stack.pop_all().close, partial(_each, forgets))
+
+
+def _each(calls: Iterable[Callable[[], None]]) -> None:
+    for call in calls:
+        call()
 
 
 def _shard(path: Path, index: Path, shard: str) -> Source:
@@ -235,5 +258,6 @@ READERS: dict[str, Callable[[Path], Source]] = {
     ".pt": _pth,
     ".safetensors": _safetensors,
     ".st": _safetensors,
+    ".bin": _bin,
 }
 """File extension -> reader."""

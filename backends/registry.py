@@ -6,14 +6,17 @@ is a number format or a device: `torch-compile@bf16`, `torch-compile@cuda,bf16`,
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
+from backends import fault_list
 from backends.base import DTYPES, Session
-from backends.errors import BackendError, UsageError, unknown
+from backends.engines import known
+from backends.errors import BackendError, Unsupported, UsageError, unknown
 
 if TYPE_CHECKING:
     from backends.weights import Weights
@@ -53,6 +56,9 @@ class Backend:
         versions: RWKV versions it serves; empty is all.
         argument: what stands behind "NAME:", in words; empty if it takes none.
         probe: further reason why it is not available; "" if it is.
+        reads: forms of checkpoint ("pth", "safetensors", "hf") that its engine opens itself, where it must be one of
+            them; generate and chat convert others once. Empty takes opened weights.
+        implied: argument -> the device and number format ("device", "dtype") that it says by itself.
     """
 
     name: str
@@ -64,6 +70,8 @@ class Backend:
     versions: tuple[str, ...] = ()
     argument: str = ""
     probe: Callable[[], str] = lambda: ""
+    reads: tuple[str, ...] = ()
+    implied: Callable[[str], Mapping[str, str]] = lambda _: {}
 
     def available(self) -> str:
         """Empty when the backend can run here, else the reason in words. Imports nothing heavy."""
@@ -105,6 +113,9 @@ class Spec:
         return name + ("@" + ",".join(extra) if extra else "")
 
 
+EQUATIONS = ("4", "5.0", "5.1", "5.2", "6", "7", "7a", "7b")
+"""RWKV versions that are written as named equations, `backends.reference.session.VERSIONS`."""
+
 _TABLE = (
     Backend(
         "reference-f64",
@@ -112,14 +123,14 @@ _TABLE = (
         "backends.reference.session:open_reference",
         requires=("torch",),
         dtypes=("f64",),
-        versions=("7",),
+        versions=EQUATIONS,
     ),
     Backend(
         "torch-cpu-f32",
         "the same equations in float32, sequential, pure PyTorch",
         "backends.torch_cpu:open_torch_cpu",
         requires=("torch",),
-        versions=("7",),
+        versions=EQUATIONS,
     ),
     Backend(
         "torch-cuda-bf16",
@@ -138,16 +149,16 @@ _TABLE = (
         requires=("torch",),
         devices=("cpu", "cuda"),
         dtypes=("f32", "bf16", "f16"),
-        versions=("7",),
+        versions=EQUATIONS[1:],
     ),
     Backend(
         "honest",
         "the equations with every named tensor randomly rounded: what honest arithmetic may do",
-        "backends.reference.session:open_honest",
+        "backends.reference.honest:open_honest",
         requires=("torch",),
         dtypes=("bf16", "f32", "f16"),
-        versions=("7",),
-        argument="seed, an integer",
+        versions=EQUATIONS,
+        argument="SEED[?form=official|plain][&state=bf16|f16|f32]",
     ),
     Backend(
         "fault",
@@ -155,8 +166,51 @@ _TABLE = (
         "backends.reference.faults:open_fault",
         requires=("torch",),
         dtypes=("f32", "bf16", "f16", "f64"),
-        versions=("7",),
+        versions=fault_list.EVERY,
         argument="NAME[+NAME...][?seed=N], names of backends/fault_list.py",
+    ),
+    Backend(
+        "process",
+        "a program in any language that speaks docs/protocol.md on stdin and stdout",
+        "backends.process.session:open_process",
+        requires=("torch",),
+        devices=("cpu", "cuda", "mps"),
+        dtypes=("f32", "bf16", "f16", "f64"),
+        argument="COMMAND, its program and arguments",
+        probe=lambda: "" if os.name == "posix" else "it needs POSIX pipes and process groups",
+    ),
+    Backend(
+        "official",
+        "the rwkv package in a child process, with any strategy it has; opens the .pth by itself",
+        "backends.engines.official:open_official",
+        devices=("cpu", "cuda", "mps"),
+        dtypes=("f32", "bf16", "f16"),
+        versions=("4", "5.0", "5.1", "5.2", "6", "7", "7a"),
+        argument="STRATEGY of the package, as in 'cuda fp16'",
+        probe=known.official_missing,
+        reads=("pth",),
+        implied=known.strategy_says,
+    ),
+    Backend(
+        "llama-cpp",
+        "llama.cpp in a child process, on a GGUF that is written here from the official tensors, or on your own",
+        "backends.engines.llama_cpp:open_llama_cpp",
+        devices=("cpu", "cuda"),
+        dtypes=("f32", "bf16", "f16"),
+        versions=("6", "7"),
+        argument="GGUF, a file of yours; --model stays the original",
+        probe=known.llama_missing,
+        implied=known.gguf_says,
+    ),
+    Backend(
+        "hf",
+        "Hugging Face Transformers with the package rwkv7-hf in a child process; converts the .pth by itself",
+        "backends.engines.hf:open_hf",
+        devices=("cpu", "cuda", "mps"),
+        dtypes=("f32", "bf16", "f16"),
+        versions=("7",),
+        probe=known.hf_missing,
+        reads=("pth", "hf"),
     ),
 )
 
@@ -200,6 +254,11 @@ def parse(text: str, device: str = "", dtype: str = "") -> Spec:
     name, _, argument = head.partition(":")
     row = find(name)
     written = {("dtype" if option in DTYPES else "device"): option for option in options}
+    said = row.implied(argument) if argument else {}
+    for kind, told in said.items():
+        if written.get(kind, told) != told:
+            raise UsageError(f"{head} computes with {kind} {told}; it cannot be asked for {written[kind]}.")
+    written = {**written, **said}
     checks = (("dtype", written.get("dtype"), row.dtypes), ("device", written.get("device"), row.devices))
     for kind, value, served in checks:
         if value is not None and value.partition(":")[0] not in served:
@@ -215,7 +274,8 @@ def open_session(spec: Spec, weights: "Weights", threads: int = 0) -> Session:
     """Open a backend on a checkpoint.
 
     Raises:
-        BackendError: it is not available here, does not serve this RWKV version, or broke.
+        BackendError: it is not available here, or broke.
+        Unsupported: it does not serve this RWKV version.
     """
     row = find(spec.backend)
     reason = row.available()
@@ -223,7 +283,7 @@ def open_session(spec: Spec, weights: "Weights", threads: int = 0) -> Session:
         raise BackendError(f"backend {row.name} is not available: {reason}.")
     version = weights.facts.version
     if row.versions and version not in row.versions:
-        raise BackendError(f"backend {row.name} serves RWKV {', '.join(row.versions)}, not {version}.")
+        raise Unsupported(f"backend {row.name} serves RWKV {', '.join(row.versions)}, not {version}.")
     options: dict[str, Any] = {"device": spec.device, "dtype": spec.dtype, "threads": threads}
     if row.argument:
         options["argument"] = spec.argument

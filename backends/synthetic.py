@@ -1,49 +1,26 @@
-"""Random checkpoints in the official sizes, for speed: nothing is downloaded and nothing is stored.
+"""Random checkpoints of every version in the official sizes, for speed: nothing is downloaded and nothing is stored.
 
 A tensor is drawn when it is read, on the device it is read to, from (seed, name) alone. The draws come
 from an integer hash of the element's index, so every device makes bit-identical values in any order.
-The values are what RWKV-7 needs to have activations of order 1 at any depth: dense asymmetric
+The values are what RWKV needs to have activations of order 1 at any depth: dense asymmetric
 projections, low-rank pairs with outputs of order 1, and mixes that all differ.
 """
 
 import hashlib
 import math
 import re
-from dataclasses import dataclass
 
 import torch
 
 from backends import layouts
 from backends.errors import InputError
 from backends.readers import Source
+from backends.sizes import SIZES, Size
 from backends.weights import Tensor
-
-VOCAB, HEAD_SIZE = 65536, 64
-
-
-@dataclass(frozen=True)
-class Size:
-    """One official size: layers, width, ranks of the pairs w, a, v, g."""
-
-    L: int
-    C: int
-    ranks: tuple[int, int, int, int]
-    note: str = ""
-
-
-SIZES = {
-    "rwkv7-0.1b": Size(12, 768, (64, 64, 32, 128)),
-    "rwkv7-0.4b": Size(24, 1024, (64, 64, 32, 128)),
-    "rwkv7-1.5b": Size(24, 2048, (96, 96, 64, 256)),
-    "rwkv7-2.9b": Size(32, 2560, (96, 96, 64, 320)),
-    "rwkv7-7.2b": Size(32, 4096, (128, 128, 96, 480)),
-    "rwkv7-13.3b": Size(61, 4096, (128, 128, 96, 480), "ranks as in 7.2b, since those of 13.3b are unpublished"),
-}
-"""Shapes of the released models; C = 64 H, F = 4 C, World vocabulary."""
 
 
 def source(size: str, seed: int = 0) -> Source:
-    """An RWKV-7 of an official size with random weights, stored as bf16.
+    """An RWKV of an official size with random weights, stored as bf16.
 
     Args:
         size: a key of `SIZES`.
@@ -57,12 +34,29 @@ def source(size: str, seed: int = 0) -> Source:
     return of_sizes(SIZES[size], seed)
 
 
-def of_sizes(size: Size, seed: int = 0, vocab: int = VOCAB, head_size: int = HEAD_SIZE) -> Source:
-    """The same for any size."""
-    letters = {"V": vocab, "C": size.C, "F": 4 * size.C, "H": size.C // head_size, "N": head_size}
-    letters |= dict(zip(("Rw", "Ra", "Rv", "Rg"), size.ranks, strict=True)) | {"Rv0": size.ranks[2]}
-    shapes = {name: layouts.resolve(text, letters) for name, text, _ in layouts.shapes("7", size.L)}
+def of_sizes(size: Size, seed: int = 0, vocab: int = 0, head_size: int = 0) -> Source:
+    """The same for any size, and another vocabulary or head size than its own."""
+    N = head_size or size.N
+    letters = {"V": vocab or size.V, "C": size.C, "F": _inner(size), "H": size.C // N, "N": N}
+    letters |= dict(zip(_RANKS.get(size.version[0], ()), size.ranks, strict=True))
+    letters |= {"Rv0": letters.get("Rv", 0), "5Rm": 5 * letters.get("Rm", 0)}
+    shapes = {
+        name: layouts.resolve(text, letters)
+        for name, text, _ in layouts.shapes(size.version, size.L)
+        if not name.endswith(_LEFT_OUT.get(size.version, "-"))
+    }
     return Source({name: _unread(seed, name, shape) for name, shape in shapes.items()})
+
+
+_RANKS = {"6": ("Rm", "Rd"), "7": ("Rw", "Ra", "Rv", "Rg")}
+
+_LEFT_OUT = {"5.0": ".time_faaaa", "5.1": ".time_faaaa", "5.2": ".time_first", "6": ".time_state"}
+"""What files of a version may have and these have not."""
+
+
+def _inner(size: Size) -> int:
+    """F, the inner width of the channel mix."""
+    return int(3.5 * size.C) // 32 * 32 if size.version[0] in "56" else 4 * size.C
 
 
 def _unread(seed: int, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -75,12 +69,17 @@ def _unread(seed: int, name: str, shape: tuple[int, ...]) -> Tensor:
 _SPREADS = (
     (r".*ln\w*\.weight", 1.0, 0.17),
     (r".*ln\w*\.bias", 0.0, 0.17),
-    (r".*\.x_[rwkvag]", 0.5, 0.5),
+    (r".*\.(x|time_mix|time_maa)_[rwkvagqx]", 0.5, 0.5),
     (r".*\.[wav]0", 0.0, 2.6),
     (r".*\.k_k", 0.8, 0.35),
     (r".*\.k_a", 1.0, 0.17),
     (r".*\.r_k", 0.0, 0.17),
     (r"emb\.weight", 0.0, 0.87),
+    (r".*\.time_decay", -1.5, 2.6),
+    (r".*\.time_(first|faaaa)", 0.0, 0.87),
+    (r".*\.s0", 1.0, 0.5),
+    (r".*\.s_emb\.weight", 0.0, math.sqrt(3 / 32)),
+    (r".*\.[kv]_emb\.weight", 0.0, math.sqrt(3)),
 )
 
 
@@ -89,8 +88,12 @@ def _spread(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
     for pattern, centre, width in _SPREADS:
         if re.fullmatch(pattern, name):
             return centre, width
-    pair = re.fullmatch(r".*\.[wavg][12]", name)  # stored (in, out), unlike projections
-    return 0.0, math.sqrt(3 / shape[0 if pair else -1])
+    if name.endswith(".s_emb_x.weight"):  # half of what the token itself brings into a 32 x 32 matrix
+        return 0.0, math.sqrt(3 / 32 / shape[-1]) / 2
+    if name.endswith(".time_maa_w2"):  # moves the shares, does not drown them
+        return 0.0, math.sqrt(3 / shape[1]) / 3
+    pair = re.fullmatch(r".*[._][wavgks][12]", name)  # stored (in, out), unlike projections
+    return 0.0, math.sqrt(3 / shape[-2 if pair else -1])
 
 
 _BLOCK = {"cpu": 1 << 16, "cuda": 1 << 24}

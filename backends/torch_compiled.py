@@ -1,8 +1,8 @@
-"""Backend `torch-compile`: RWKV-7 over the whole prompt at once, on a CPU or on CUDA.
+"""Backend `torch-compile`: RWKV-5, 6, 7 and 7a over the whole prompt at once, on a CPU or on CUDA.
 
 Written from the papers' formulas, apart from the reference: token shift and projections see every token of the prompt
-together, the recurrence runs in chunks of matrix products (`compiled.wkv`), and a single token goes through a
-compiled step (`compiled.inductor`), which CUDA replays as one graph (`compiled.graph`).
+together, the recurrence runs in chunks of matrix products (`compiled.wkv`, `compiled.wkv_diagonal`), and a single token
+goes through a compiled step (`compiled.inductor`), which CUDA replays as one graph (`compiled.graph`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,9 +17,8 @@ from backends.base import Ids, Info, Output, Sampler, Session, State, Want, gree
 from backends.compiled.graph import GreedySteps
 from backends.compiled.host import checked_device, device_name
 from backends.compiled.inductor import Stepper
-from backends.compiled.net import Net, load
-from backends.compiled.state import NetState, check_rows, exported, imported, zero_state
-from backends.compiled.wkv import CHUNK
+from backends.compiled.net import Net, attention, load
+from backends.compiled.state import NetState, check_rows, exported, imported
 from backends.errors import BackendError
 from backends.weights import DTYPES, Weights
 
@@ -28,7 +27,7 @@ _ABILITIES = frozenset({"logits-all", "state", "batch", "generate"})
 
 
 def open_torch_compiled(weights: Weights, *, device: str, dtype: str, threads: int) -> Session:
-    """Open an RWKV-7 checkpoint.
+    """Open a checkpoint of RWKV-5, 6, 7 or 7a.
 
     Args:
         weights: the checkpoint; read now, not needed afterwards.
@@ -65,7 +64,7 @@ class _Compiled(Session):
             dtype=dtype,
             state_dtype="f32",
             threads=torch.get_num_threads(),
-            attention=f"chunked WKV-7 (chunk {CHUNK})",
+            attention=attention(weights.facts.version),
             packages={"torch": torch.__version__},
             abilities=_ABILITIES | ({"tokenizer"} if self.tokenizer else set()),
             notes=(self._stepper.note,),
@@ -79,23 +78,28 @@ class _Compiled(Session):
 
     def _run(self, ids: Tensor, state: NetState | None, logits: str) -> tuple[Tensor | None, NetState]:
         if state is None:
-            state = zero_state(self.info.model, len(ids), DTYPES[self.info.dtype], self._device)
+            state = self._opened.net.start(self.info.model, len(ids))
         check_rows(state, len(ids))
         return self._net_for(ids, state).run(ids, state, logits)
 
-    def _net_for(self, ids: Tensor, state: NetState) -> Net:
+    @property
+    def _opened(self) -> Stepper:
         if self._stepper is None:
             raise BackendError("this torch-compile session is closed; open the checkpoint again.")
-        net = self._stepper.net_for(ids, state)
-        if self._stepper.note not in self.info.notes:  # the compiler has failed since
-            self.info = replace(self.info, notes=(self._stepper.note,))
+        return self._stepper
+
+    def _net_for(self, ids: Tensor, state: NetState) -> Net:
+        stepper = self._opened
+        net = stepper.net_for(ids, state)
+        if stepper.note not in self.info.notes:  # the compiler has failed since
+            self.info = replace(self.info, notes=(stepper.note,))
         return net
 
     def generate(
         self, tokens: npt.ArrayLike, sampler: Sampler | None = None, max_new_tokens: int = 1, stop: Sequence[int] = ()
     ) -> Iterator[Ids]:
         """As the base class; greedy sampling stays on the device."""
-        if sampler not in (None, greedy):
+        if sampler not in (None, greedy) or self._opened.net.grows:
             yield from super().generate(tokens, sampler, max_new_tokens, stop)
             return
         ids = self._checked(tokens)
@@ -124,7 +128,8 @@ class _Compiled(Session):
 
     def import_state(self, state: State) -> NetState:
         """Inverse of `export_state`; shapes are checked first."""
-        return imported(state, self.info.model, DTYPES[self.info.dtype], self._device)
+        plain = imported(state, self.info.model, DTYPES[self.info.dtype], self._device)
+        return self._opened.net.resume(plain, state)
 
     def sync(self) -> None:
         """Wait for the GPU; a CPU has finished when a call returns."""

@@ -48,12 +48,15 @@ class Weights:
         path: the file or folder that was opened, for engines that open it themselves; None when
             the checkpoint is made by code.
         on_close: what gives the file back.
+        forget: gives back the memory of what was read so far, where the file is mapped; tensors that are still held
+            stay valid.
     """
 
     facts: ModelFacts
     tensors: Mapping[str, Tensor]
     path: Path | None = None
     on_close: Callable[[], None] = field(default=lambda: None)
+    forget: Callable[[], None] = field(default=lambda: None)
 
     def __contains__(self, name: object) -> bool:
         return name in self.tensors

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backends.errors import HarnessError, InputError, UsageError
-from harness import porting
+from harness import chatting, converting, generating, porting
 from harness.options import FORMATS, listed, parser
 from harness.progress import Progress as _Progress
 
@@ -126,7 +127,7 @@ def backends(options: argparse.Namespace) -> int:
 
     rows = [
         {
-            "name": row.name + (f":{row.argument.split(',')[0].upper()}" if row.argument else ""),
+            "name": row.name + (f":{_first_word(row.argument)}" if row.argument else ""),
             "available": row.available() or "yes",
             "devices": list(row.devices),
             "dtypes": list(row.dtypes),
@@ -145,18 +146,9 @@ def backends(options: argparse.Namespace) -> int:
     return 0
 
 
-def models(options: argparse.Namespace) -> int:
-    """List what --model takes."""
-    from backends.checkpoint import known
-
-    rows = known()
-    if options.json:
-        print(json.dumps([{"name": name, "what": what} for name, what in rows.items()], indent=1))
-        return 0
-    width = max(map(len, rows))
-    for name, what in rows.items():
-        print(f"{name:<{width}}  {what}")
-    return 0
+def _first_word(argument: str) -> str:
+    """What a backend's argument is called: its leading word, in capitals."""
+    return re.split(r"\W", argument, maxsplit=1)[0].upper()
 
 
 def suites(options: argparse.Namespace) -> int:
@@ -187,8 +179,12 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "record": porting.record,
     "diagnose": porting.diagnose,
     "power": power,
+    "generate": generating.generate,
+    "chat": chatting.chat,
     "backends": backends,
-    "models": models,
+    "convert": converting.convert,
+    "pull": converting.pull,
+    "models": converting.models,
     "suites": suites,
 }
 
@@ -237,7 +233,8 @@ def _measure(options: argparse.Namespace) -> "Record":
             earlier = None
     gate = known(job, Path(options.out))
     with _Progress() as progress:
-        record = run(job, progress.tell, lambda record: _keep(told_of(record, gate), folder), earlier, options.typed)
+        keep = lambda record: _keep(told_of(record, gate), folder)  # noqa: E731
+        record = run(job, progress.tell, keep, earlier, options.typed, None if options.fresh else Path(options.out))
     return told_of(record, gate)
 
 

@@ -20,7 +20,7 @@ from reports.record import Observation, Outcome
 
 KIND, CASE = "diagnosis", "diagnosis"
 
-NUMERIC = ("layers", "logits", "distribution", "stepwise", "consistency", "generation")
+NUMERIC = ("layers", "logits", "distribution", "stepwise", "consistency", "generation", "state")
 """Suites whose failures a diagnosis may explain, the one it is filed under first."""
 
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from backends.base import Array, Ids, Session, Tokenizer
+from backends.base import Array, Ids, Session, State, Tokenizer, Want
 from backends.errors import HarnessError, Unsupported
-from backends.fault_list import EQUATION, FAULTS
+from backends.fault_list import CARRY, EQUATION, FAULTS
 from harness import replay
-from harness.diagnosis import Diagnosis
+from harness.diagnosis import STATE, Diagnosis
+from harness.formats import held_in
 from harness.measures import layers
 from harness.measures.base import Context, Sample
 from harness.replay import LIMIT, Out
@@ -27,6 +28,9 @@ TOKENS, EDGE = 80, 40
 """Tokens of the prompt that are fed, and how many of them in the first of two calls; as in suite `layers`."""
 
 PROMPT = "long"
+
+CARRIED = {"att_shift": "att.ln1", "wkv": STATE, "ffn_shift": "ffn.ln2"}
+"""Component of the agreed state -> the recorded tensor of each block that holds it."""
 
 RUNS = 16
 """Honest runs that bands are taken from."""
@@ -65,10 +69,24 @@ class Clinic:
             thorough: also combine the nearest mistakes in pairs.
             recorded: it answers whole what was fed in two calls.
         """
-        found = Diagnosis(subject.info.dtype)
+        found = Diagnosis(subject.info.dtype, version=self.truth.info.model.version)
         if "trace" in subject.info.abilities:
             found = self._by_trace(subject, found)
-        return self._by_logits(subject, found, thorough, recorded) if faults else found
+        found = self._by_logits(subject, found, thorough, recorded) if faults else found
+        return self._by_format(subject, found) if "state" in subject.info.abilities else found
+
+    def _by_format(self, subject: Session, found: Diagnosis) -> Diagnosis:
+        """A WKV state on the grid of a low-precision format says so itself, where nothing else is wrong before it."""
+        try:
+            handle = subject.forward(self.tokens, want=Want(logits="none", state=True)).state
+            held = held_in(subject.export_state(handle).wkv)
+        except HarnessError:  # a recording answers only what was asked then
+            return found
+        own = found.first is None or found.first.short == STATE
+        if not held or not own:
+            return replace(found, held=held)
+        cause = found.cause or tuple(name for name in (f"state-{held}",) if name in FAULTS)
+        return replace(found, held=held, cause=cause, by=found.by or "format")
 
     def _by_logits(self, subject: Session, found: Diagnosis, thorough: bool, recorded: bool) -> Diagnosis:
         rows = 2 if "batch" in subject.info.abilities else 1
@@ -135,8 +153,13 @@ class Clinic:
         recorded = {name: value[None] for name, value in trace.items()}
         honest = {tensor: context.bands(tuple(trace)).contributed[tensor]}
         fits = {}
+        at_edge = found.first.token == self.edge
         for name, entry in FAULTS.items():
-            want = self._planted(name, recorded, tensor) if entry.tensor in spots and entry.kind == EQUATION else None
+            want = None
+            if entry.tensor in spots and entry.kind == EQUATION:
+                want = self._planted(name, recorded, tensor)
+            elif entry.tensor in spots and entry.kind == CARRY and at_edge:
+                want = self._handed_over(name, trace, tensor)
             if want is not None:
                 left = replay.ratios({tensor: replay.error(*_where_finite(trace[tensor], want))}, honest)[tensor]
                 fits[name] = float(left.max())
@@ -154,6 +177,24 @@ class Clinic:
         except (HarnessError, LookupError):
             return None
         return planted
+
+    def _handed_over(self, fault: str, trace: Mapping[str, Array], tensor: str) -> Array | None:
+        """What a mistake between the two calls makes of a tensor; None where the recording does not tell."""
+        n_layer = self.truth.info.model.n_layer
+        carried = {}
+        for part, name in CARRIED.items():
+            rows = [trace.get(f"blocks.{layer}.{name}") for layer in range(n_layer)]
+            if any(row is None for row in rows):
+                return None
+            carried[part] = np.stack([row[None, self.edge - 1] for row in rows if row is not None])
+        later = {name: value[None, self.edge :] for name, value in trace.items()}
+        try:
+            with closing(self.opened(f"fault:{fault}@f32")) as session:
+                before = session.import_state(State(carried["att_shift"], carried["wkv"], carried["ffn_shift"]))
+                planted = session.replay(later, self.tokens[self.edge :], before, only={tensor})[tensor][0]
+        except (HarnessError, LookupError):
+            return None
+        return np.concatenate([trace[tensor][: self.edge], planted])
 
 
 def _agree(found: Diagnosis, names: tuple[str, ...], at_floor: bool) -> bool:

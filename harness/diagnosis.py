@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from backends.fault_list import FAULTS
+from harness.formats import SIGNIFICAND
 from harness.formulas import formula
 from harness.replay import Out
 from harness.suspects import HINT, Lineup, Suspect, summaries
@@ -15,6 +16,8 @@ SHOWN = 5
 
 MOST = 4
 """Names of tensors that a sentence lists."""
+
+STATE = "att.state"
 
 TINY = 1e-300
 
@@ -35,8 +38,10 @@ class Diagnosis:
         lacking: tensors that were not recorded and would sharpen the answer.
         traced: how many tensors were replayed; None without a trace.
         untested: how many tensors nobody could test.
+        held: low-precision format in which the WKV state is held, told by its entries; empty for float32.
         replayed: False where `first` is only the first one away from its expected value.
         problem: why less is known than could be, in words.
+        version: of RWKV, which decides what the equations are.
     """
 
     dtype: str
@@ -51,19 +56,23 @@ class Diagnosis:
     traced: int | None = None
     untested: int = 0
     replayed: bool = True
+    held: str = ""
     problem: str = ""
+    version: str = "7"
 
     @property
     def tensor(self) -> str:
         """Short name of the tensor to look at; empty if nobody knows."""
         if self.first is not None:
             return self.first.short
-        return FAULTS[self.cause[0]].tensor if self.cause else ""
+        if self.cause:
+            return FAULTS[self.cause[0]].tensor
+        return STATE if self.held else ""
 
     @property
     def astray(self) -> bool:
         """Whether anything is wrong."""
-        return self.first is not None or (self.lineup is not None and self.lineup.astray)
+        return bool(self.held) or self.first is not None or (self.lineup is not None and self.lineup.astray)
 
     @property
     def next_best(self) -> tuple[str, float] | None:
@@ -92,6 +101,7 @@ class Diagnosis:
             "hints": list(self.hints),
             "lacking": list(self.lacking),
             "dtype": self.dtype,
+            "held": self.held,
             **_lined_up(self.lineup),
         }
 
@@ -117,6 +127,8 @@ def where(found: Diagnosis) -> str:
     """Which tensor, layer and token; or how far the logits are off."""
     if found.first is not None:
         return _place(found, found.first)
+    if found.held:
+        return f"The WKV state is held in {found.held}: every entry of it lies on that format's grid."
     line = found.lineup
     if line is None:
         return _without_logits(found)
@@ -154,7 +166,13 @@ def what(found: Diagnosis) -> str:
     """The known mistake and the equation to compare with; or what would tell more."""
     if not found.astray:
         return f"{found.untested} tensors were not tested: record {listed(found.lacking)}." if found.lacking else ""
-    right = f"; compare with {found.tensor} = {formula(found.tensor)}" if formula(found.tensor) else ""
+    line = formula(found.tensor, found.version)
+    right = f"; compare with {found.tensor} = {line}" if line else ""
+    if found.held and found.tensor == STATE:
+        bits = SIGNIFICAND[found.held]
+        names = "".join(f"Known mistake `{name}`: {FAULTS[name].summary}; " for name in found.cause)
+        said = f"{names}its entries have {bits} significant bits, where float32 has {SIGNIFICAND['f32']}"
+        return f"{said[0].upper()}{said[1:]}; keep it in float32{right}."
     if not found.replayed:
         return f"What it reads was as expected, where it was recorded{right}."
     if not found.cause:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,29 @@ class Formula:
 
 
 @cache
-def formulas() -> Mapping[str, Formula]:
-    """Short name ("att.w") -> its line, in the order of evaluation."""
-    text = (files("harness") / "formulas.toml").read_text(encoding="utf-8")
-    return {name: Formula(**row) for name, row in tomllib.loads(text).items()}
+def formulas(version: str = "7") -> Mapping[str, Formula]:
+    """Short name ("att.w") -> its line, in the order of evaluation.
+
+    Args:
+        version: of RWKV; one that is not known has no formulas.
+    """
+    own = _read("formulas_versions.toml")
+    if version == "7":
+        return {name: Formula(**row) for name, row in _read("formulas.toml").items()}
+    if version not in own:
+        return {}
+    lines: dict[str, Formula] = {}
+    for other in (version, *own[version]["after"]):
+        rows = formulas("7") if other == "7" else {n: Formula(*row) for n, row in own[other]["lines"].items()}
+        lines = {**rows, **lines}
+    return {name: lines[name] for name in own[version]["order"].split()}
 
 
-def formula(short: str) -> str:
+def formula(short: str, version: str = "7") -> str:
     """What a tensor is made of; empty for an unknown name."""
-    found = formulas().get(short)
+    found = formulas(version).get(short)
     return found.formula if found else ""
+
+
+def _read(name: str) -> dict[str, Any]:
+    return tomllib.loads((files("harness") / name).read_text(encoding="utf-8"))

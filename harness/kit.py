@@ -226,7 +226,8 @@ def _readme(facts: Mapping[str, Any]) -> str:
     model = facts["model"]
     names = {n["name"].split(".", 2)[-1] for n in facts["tensors"] if n["name"].startswith("blocks.")}
     there = {n["name"] for n in facts["tensors"]} | names | {"att.state", "head"}
-    rows = [f"| `{n}` | {f.shape} | {f.formula} |" for n, f in formulas().items() if n in there or not names]
+    known = formulas(str(model["version"])).items()
+    rows = [f"| `{n}` | {f.shape} | {f.formula} |" for n, f in known if n in there or not names]
     sizes = {key: model[key] for key in ("n_layer", "n_embd", "n_head", "head_size", "n_ffn", "vocab_size", "name")}
     ranks = ", ".join(f"{name} {rank}" for name, rank in model["ranks"].items())
     text = (files("harness") / "kit_readme.md").read_text(encoding="utf-8")

@@ -153,7 +153,9 @@ def _diagnosed(found: Kit, dump: Dump, name: str, free: Mapping[str, Vector], in
     diagnosis = None if reason else _examined(found, dump, name, into)
     if diagnosis is None:
         away = replay.out_of_band(list(free), free, FREE)
-        diagnosis = Diagnosis(dump.dtype, first=away[0] if away else None, replayed=False, problem=reason)
+        first = away[0] if away else None
+        version = found.model.version
+        diagnosis = Diagnosis(dump.dtype, first=first, replayed=False, problem=reason, version=version)
     if diagnosis.traced:
         into.add(into.case("replay", SUITE), "out_of_band", float(diagnosis.first is not None), where=_first(diagnosis))
     if diagnosis.astray:

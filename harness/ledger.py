@@ -22,6 +22,7 @@ from reports.record import Measurement, Observation, Outcome, Record, Subject
 
 if TYPE_CHECKING:
     from backends.weights import Weights
+    from harness.shelf import Shelf
 
 Unit = tuple[str, str, str]
 """Suite, case, subject."""
@@ -43,7 +44,8 @@ class BrokenReferenceError(BackendError):
 class Ledger:
     """One run under way: what it has and what it found so far.
 
-    `plan` holds suites with a selection of their cases; empty is the job's suites, whole.
+    `plan` holds suites with a selection of their cases; empty is the job's suites, whole. `shelf` keeps honest runs
+    between runs; None keeps nothing.
     """
 
     job: Job
@@ -60,6 +62,7 @@ class Ledger:
     bands: dict[tuple[str, str, str, tuple[str, ...]], Any] = field(default_factory=dict)
     plan: tuple[Suite, ...] = ()
     kept_at: float = 0.0
+    shelf: "Shelf | None" = None
 
     @property
     def threads(self) -> int:

@@ -111,10 +111,9 @@ class Bench:
         ]
 
 
-def measurable() -> list[Entry]:
+def measurable(version: str = "7") -> list[Entry]:
     """Faults and equivalents that act on numbers; those of tokenizer and sampler leave every tensor as it is."""
-    rows = [*fault_list.FAULTS.values(), *fault_list.EQUIVALENTS.values()]
-    return [row for row in rows if row.kind not in (TOKENIZER, SAMPLER)]
+    return [row for row in fault_list.applying(version).values() if row.kind not in (TOKENIZER, SAMPLER)]
 
 
 def _fed(session: Session, batch: Ids) -> dict[str, Array]:
@@ -176,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for dtype in asked.dtype or ("f32", "bf16"):
             started = time.perf_counter()
             bench = Bench(weights, dtype)
-            margins, alarms = [bench.margin(entry) for entry in measurable()], bench.alarms()
+            margins, alarms = [bench.margin(entry) for entry in measurable(weights.facts.version)], bench.alarms()
             print(*lines(margins, alarms, dtype), sep="\n")
             print(f"{dtype}: {time.perf_counter() - started:.0f} s\n")
             sound &= all((m.first is None) == m.entry.equivalent for m in margins) and max(alarms) <= replay.LIMIT

@@ -82,9 +82,17 @@ def parser() -> Parser:
             allow_abbrev=False,
         )
     )
+    _generate(commands.add_parser("generate", help="continue a prompt, on any backend", allow_abbrev=False))
+    _chat(commands.add_parser("chat", help="hold a conversation, on any backend", allow_abbrev=False))
+    _convert(
+        commands.add_parser(
+            "convert", help="write a checkpoint in another format, and prove what was written", allow_abbrev=False
+        )
+    )
+    _pull(commands.add_parser("pull", help="download a released model, and check it", allow_abbrev=False))
     for name, text in (
         ("backends", "which backends there are, and why one cannot run here"),
-        ("models", "what --model takes"),
+        ("models", "what --model takes, and what of it is here"),
     ):
         _json(commands.add_parser(name, help=text, allow_abbrev=False))
     suites = commands.add_parser(
@@ -97,6 +105,7 @@ def parser() -> Parser:
 
 def _validate(p: argparse.ArgumentParser) -> None:
     _what(p)
+    _again(p)
     p.add_argument("--suite", action="append", default=[], metavar="NAME", help="repeatable, or a,b; default: all")
     p.add_argument("--profile", default="strict", help="criteria: strict (default) or seed")
     p.add_argument("--resume", action="store_true", help="go on with the last unfinished run of the same job")
@@ -110,12 +119,18 @@ def _report(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--profile", default="", help="judge again by this profile first")
     _what(p)
+    _again(p)
     _where(p)
     p.set_defaults(suite=[], resume=False, no_diagnosis=True)
 
 
+def _again(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--fresh", action="store_true", help="take honest runs again that the cache in --out has")
+
+
 def _bench(p: argparse.ArgumentParser) -> None:
     _what(p)
+    _again(p)
     p.add_argument("--profile", default="strict", help="criteria that logits must pass before speed counts")
     p.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)
     _where(p)
@@ -170,6 +185,51 @@ def _diagnose(p: argparse.ArgumentParser) -> None:
     p.add_argument("--dtype", default="", help="f32, bf16 or f16, for backends that leave it open")
     p.add_argument("--threads", type=_count, default=0, help="of every backend; default: 1 for tiny models")
     p.add_argument("--logits-only", action="store_true", help="leave traces aside even where a backend has them")
+    _json(p)
+
+
+def _generate(p: argparse.ArgumentParser) -> None:
+    from harness.parameters import add_options
+
+    _with(p)
+    p.add_argument("stdin", nargs="?", metavar="-", help="read the prompt from stdin")
+    p.add_argument("--prompt", metavar="TEXT", help=r"what to continue; \n, \t and \\ are understood")
+    p.add_argument("--file", metavar="FILE", help="what to continue, as it stands in a file")
+    p.add_argument("--suffix", default="", metavar="TEXT", help="what follows the gap, for --template fim")
+    add_options(p, chat=False)
+    _json(p)
+
+
+def _chat(p: argparse.ArgumentParser) -> None:
+    from harness.parameters import add_options
+
+    _with(p)
+    p.add_argument("--load", default="", metavar="FILE", help="go on with a conversation that /save kept")
+    add_options(p, chat=True)
+
+
+def _with(p: argparse.ArgumentParser) -> None:
+    """One model on one backend."""
+    p.add_argument("--model", default="conformance", help=MODEL_HELP + " (default: conformance)")
+    p.add_argument(
+        "--backend", default="", metavar="NAME", help="NAME[@dtype][@device]; default: CUDA if it can, else CPU"
+    )
+    p.add_argument("--device", default="", help="cpu or cuda, for backends that leave it open")
+    p.add_argument("--dtype", default="", help="f32, bf16 or f16, for backends that leave it open")
+    p.add_argument("--threads", type=_count, default=0, metavar="N", help="default: the backend's own choice")
+
+
+def _convert(p: argparse.ArgumentParser) -> None:
+    p.add_argument("source", metavar="SRC", help=MODEL_HELP + ", rwkv.cpp .bin")
+    p.add_argument("dest", metavar="DEST", help="a file, or a folder that does not exist yet")
+    p.add_argument("--to", default="", metavar="FORMAT", help="pth, safetensors, hf, prepared; default: by DEST's name")
+    p.add_argument("--dtype", default="", help="f32, bf16 or f16 (default: as stored)")
+    p.add_argument("--config", default="", metavar="FILE", help="where config.json goes (default: beside safetensors)")
+    _json(p)
+
+
+def _pull(p: argparse.ArgumentParser) -> None:
+    p.add_argument("name", metavar="NAME", help="a release that `models` lists, one by its naming rule, or a hub id")
     _json(p)
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from backends.errors import UsageError, unknown
-from backends.fault_list import EQUIVALENTS, FAULTS, SAMPLER, TOKENIZER, Entry
+from backends.errors import UsageError
+from backends.fault_list import FAULTS, SAMPLER, TOKENIZER, Entry, applying, pick
 from backends.registry import parse
 from harness import envelope
 from harness.job import Job
@@ -57,24 +57,22 @@ class Suspect:
     tensor: str = ""
 
 
-def suspects(dtype: str, seeds: int = SEEDS, only: Sequence[str] = ()) -> list[Suspect]:
+def suspects(dtype: str, seeds: int = SEEDS, only: Sequence[str] = (), version: str = "7") -> list[Suspect]:
     """Who is tried in a number format.
 
     Args:
         dtype: "f32", "bf16" or "f16".
         seeds: how many honest runs.
         only: names of faults and equivalents; empty is all.
+        version: of RWKV, which decides what mistakes there are.
 
     Raises:
         UsageError: a name that the catalogue does not have, or a format without honest runs.
     """
     if dtype not in envelope.FORMATS:
         raise UsageError(f"power has no number format {dtype!r}; known: {', '.join(envelope.FORMATS)}.")
-    catalogue = {**FAULTS, **EQUIVALENTS}
-    for name in only:
-        if name not in catalogue:
-            raise unknown("fault", name, catalogue)
-    planted = [_planted(row, dtype) for row in catalogue.values() if not only or row.name in only]
+    asked = {pick(name, version).name for name in only}
+    planted = [_planted(row, dtype) for row in applying(version).values() if not only or row.name in asked]
     honest = [parse(f"honest:{seed}@{dtype}").id for seed in range(1, seeds + 1)]
     return [*planted, *(Suspect(f"seed {n}", HONEST, backend) for n, backend in enumerate(honest, 1))]
 
@@ -139,7 +137,8 @@ def measure(
         InputError: the checkpoint cannot be opened.
         BackendError: the reference cannot serve it, or a process died.
     """
-    everybody = {dtype: suspects(dtype, seeds, only) for dtype in dict.fromkeys(dtypes)}
+    version = _version(model)
+    everybody = {dtype: suspects(dtype, seeds, only, version) for dtype in dict.fromkeys(dtypes)}
     queue = [suspect for tried in everybody.values() for suspect in tried]
     processes = min(processes or _processes(model), len(queue))
     progress(f"opening {model}")
@@ -154,6 +153,14 @@ def measure(
         effects = _effects(call, rows, profile)
     rows = [replace(row, effect=effects.get(row.name)) for row in rows]
     return list(_tables(model, {d: len(tried) for d, tried in everybody.items()}, rows, time.monotonic() - began))
+
+
+def _version(model: str) -> str:
+    """Of RWKV."""
+    from backends.checkpoint import open_checkpoint
+
+    with open_checkpoint(model) as weights:
+        return weights.facts.version
 
 
 def tables(

@@ -19,6 +19,7 @@ from harness import __version__, consult, facts, stages, suite
 from harness.job import Job
 from harness.judge import EVENT, again, load
 from harness.ledger import Ledger, info_facts, now, plain
+from harness.shelf import shelf
 from reports.record import Record, Subject
 from reports.store import new_id
 
@@ -29,7 +30,14 @@ Progress = Callable[[str], None]
 Keep = Callable[[Record], None]
 
 
-def run(job: Job, progress: Progress, keep: Keep, earlier: Record | None = None, command: str = "") -> Record:
+def run(
+    job: Job,
+    progress: Progress,
+    keep: Keep,
+    earlier: Record | None = None,
+    command: str = "",
+    shelf_in: Path | None = None,
+) -> Record:
     """Measure everything a job asks for and judge it.
 
     Args:
@@ -38,6 +46,7 @@ def run(job: Job, progress: Progress, keep: Keep, earlier: Record | None = None,
         keep: given the record now and then, and whenever the run ends, however it ends.
         earlier: an unfinished record of the same job; its numbers are taken over.
         command: what was typed, for the record.
+        shelf_in: folder that keeps honest runs between runs; None keeps none.
 
     Returns:
         The judged record, complete.
@@ -53,6 +62,7 @@ def run(job: Job, progress: Progress, keep: Keep, earlier: Record | None = None,
     progress(f"opening {job.model}")
     with open_checkpoint(job.model) as weights:
         ledger = _start(job, weights, progress, keep, earlier, command)
+        ledger.shelf = shelf(shelf_in, weights) if shelf_in else None
         status = "crashed"
         try:
             _measure_all(ledger)
@@ -127,6 +137,7 @@ def _measure_all(ledger: Ledger) -> None:
         ledger.progress(f"opening {reference.id}")
         truth_session = stack.enter_context(open_session(reference, ledger.weights, ledger.threads))
         ledger.subjects[reference.id] = Subject(reference.id, "reference", info_facts(truth_session.info))
+        stages.truths(ledger, truth_session)
         spreads = stages.envelopes(ledger, truth_session)
         stages.reference_evidence(ledger, truth_session)
         sessions: dict[str, Session] = {}

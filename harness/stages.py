@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -16,7 +16,9 @@ from harness import bench, envelope, suite
 from harness.judge import again, load
 from harness.ledger import BrokenReferenceError, Ledger, Spreads, info_facts, one_line, planned
 from harness.measures.base import Context, Measure, Sample, Spread
+from harness.shelf import Found
 from harness.suite import Case, Suite
+from harness.together import side_by_side
 from reports.record import Measurement, Observation, Outcome, Subject
 
 SPEED = "speed"
@@ -67,6 +69,26 @@ def _truth(ledger: Ledger, session: Session, found: Suite, case: Case) -> Sample
         ) from error
 
 
+def truths(ledger: Ledger, session: Session) -> None:
+    """All truths that will be asked for, at once, where the reference reads its weights again for every call."""
+    if not session.streams:
+        return
+    done, columns = ledger.done(), {(o.suite, o.case) for o in ledger.observations if o.subject == ledger.job.reference}
+    wanted = [
+        (found, case)
+        for found, case in units(ledger)
+        if any((found.name, case.name, name) not in done for name in ledger.job.subjects)
+        or (found.name in COLUMNED and (found.name, case.name) not in columns)
+    ]
+    ledger.progress(f"{ledger.job.reference}: {len(wanted)} cases, layer by layer")
+    side_by_side(session, [partial(_early, ledger, found, case) for found, case in wanted])
+
+
+def _early(ledger: Ledger, found: Suite, case: Case, session: Session) -> None:
+    with suppress(Unsupported):  # said where somebody needs it
+        truth_of(ledger, session, found, case)
+
+
 def require(found: Suite, session: Session, who: str = "this backend") -> None:
     """Raise Unsupported where a session has not all that a suite needs."""
     missing = [ability for ability in found.needs if ability not in session.info.abilities]
@@ -98,10 +120,10 @@ def envelopes(ledger: Ledger, truth_session: Session) -> Spreads:
         subject = envelope.honest_id(dtype)
         with open_session(spec, ledger.weights, ledger.threads) as session:
             ledger.subjects[subject] = Subject(subject, "honest", {**info_facts(session.info), "runs": count})
-            for found, case in _honest_units(ledger, suites):
-                spreads[found.name, case.name, subject] = _envelope(
-                    ledger, truth_session, session, subject, found, case, count
-                )
+            asking = list(_honest_units(ledger, suites))
+            works = [partial(_envelope, ledger, truth_session, subject, found, case, count) for found, case in asking]
+            for (found, case), measured in zip(asking, side_by_side(session, works), strict=True):
+                spreads[found.name, case.name, subject] = measured
     return spreads
 
 
@@ -114,18 +136,16 @@ def _honest_units(ledger: Ledger, suites: set[str]) -> Iterator[tuple[Suite, Cas
 
 
 def _envelope(
-    ledger: Ledger, truth_session: Session, session: Session, subject: str, found: Suite, case: Case, count: int
+    ledger: Ledger, truth_session: Session, subject: str, found: Suite, case: Case, count: int, session: Session
 ) -> dict[str, Spread]:
     known = _known_spreads(ledger, found.name, case.name, subject)
     if known:
         return known
-    ledger.progress(f"{found.name} {case.name}: {count} honest runs, {subject}")
     try:
         truth = truth_of(ledger, truth_session, found, case)
     except Unsupported:  # said where a candidate meets it
         return {}
-    with np.errstate(all="ignore"):  # honest runs may overflow too; their spread is infinite then
-        spreads, evidence = envelope.measure_envelope(measure_of(found), session, ledger.context(case), truth, count)
+    spreads, evidence = _shelved(ledger, found, ledger.context(case), subject, count, session, truth)
     if found.name in ledger.job.suites:
         where = f"largest of {count} runs"
         ledger.measurements += [
@@ -135,6 +155,33 @@ def _envelope(
         ledger.observations += [Observation(found.name, case.name, subject, kind, data) for kind, data in evidence]
     ledger.save()
     return spreads
+
+
+def _shelved(
+    ledger: Ledger, found: Suite, context: Context, subject: str, count: int, session: Session, truth: Sample
+) -> Found:
+    """An envelope from the shelf, or measured and put there."""
+    shelf = ledger.shelf
+    key = shelf.key(what="spreads", **_deciding(ledger, found, context, subject, count)) if shelf else ""
+    known = shelf.spreads(key) if shelf else None
+    if known:
+        return known
+    ledger.progress(f"{found.name} {context.case.name}: {count} honest runs, {subject}")
+    with np.errstate(all="ignore"):  # honest runs may overflow too; their spread is infinite then
+        measured = envelope.measure_envelope(measure_of(found), session, context, truth, count)
+    if shelf:
+        shelf.keep_spreads(key, measured)
+    return measured
+
+
+def _deciding(ledger: Ledger, found: Suite, context: Context, subject: str, count: int) -> dict[str, Any]:
+    """Everything besides checkpoint and program that decides what honest runs of a case come to."""
+    return {
+        "suite": [found.name, found.version, context.case.name, context.case.options],
+        "tokens": context.tokens,
+        "subject": subject,
+        "runs": [count, ledger.job.seed, ledger.threads, ledger.job.reference],
+    }
 
 
 def _known_spreads(ledger: Ledger, found: str, case: str, subject: str) -> dict[str, Spread]:
@@ -162,22 +209,28 @@ def candidate(ledger: Ledger, stack: ExitStack, name: str, truth_session: Sessio
     except Exception as error:  # a backend may break in any way; the others go on
         ledger.subjects[name] = Subject(name, "candidate", planned(name), error=one_line(error))
         for found, case in todo:
-            ledger.event((found.name, case.name, name), Outcome.ERROR, error)
+            ledger.failed((found.name, case.name, name), error)
         return None
     if SPEED in ledger.job.suites:
         stack.enter_context(session)
     try:
         ledger.subjects[name] = Subject(name, "candidate", info_facts(session.info))
-        for found, case in todo:
-            ledger.progress(f"{found.name} {case.name}: {name}")
-            with ledger.guarded((found.name, case.name, name)):
-                context = _context(ledger, truth_session, found, case, session.info.dtype, spreads)
-                _unit(ledger, session, found, context, truth_of(ledger, truth_session, found, case), name)
-            ledger.save()
+        side_by_side(session, [partial(_case, ledger, truth_session, spreads, name, f, c) for f, c in todo])
     finally:
         if SPEED not in ledger.job.suites:
             session.close()
-    return session
+    return session if SPEED in ledger.job.suites else None  # whose memory the next one may need
+
+
+def _case(
+    ledger: Ledger, truth_session: Session, spreads: Spreads, name: str, found: Suite, case: Case, session: Session
+) -> None:
+    """One case of one candidate, whatever comes of it."""
+    ledger.progress(f"{found.name} {case.name}: {name}")
+    with ledger.guarded((found.name, case.name, name)):
+        context = _context(ledger, truth_session, found, case, session.info.dtype, spreads)
+        _unit(ledger, session, found, context, truth_of(ledger, truth_session, found, case), name)
+    ledger.save()
 
 
 def _context(ledger: Ledger, truth_session: Session, found: Suite, case: Case, dtype: str, spreads: Spreads) -> Context:
@@ -205,15 +258,38 @@ def bands(ledger: Ledger, found: Suite, context: Context, dtype: str, names: tup
         measure: Any = measure_of(found)
         truth = truth_of(ledger, context.truth_session, found, context.case)
         count = envelope.runs(ledger.job.honest_runs, ledger.weights.facts.parameters)
-        ledger.progress(f"{found.name} {context.case.name}: honest runs, {dtype}")
         with open_session(parse(f"honest:{ledger.job.seed}@{dtype}"), ledger.weights, ledger.threads) as session:
-            ledger.bands[key] = measure.bands(session, context, truth, names, count)
+            ledger.bands[key] = _shelved_bands(ledger, found, context, session, truth, names, count)
             subject = Subject(envelope.honest_id(dtype), "honest", {**info_facts(session.info), "runs": count})
         ledger.subjects.setdefault(subject.id, subject)
         unit = (found.name, context.case.name, subject.id)
         if not any((o.suite, o.case, o.subject, o.kind) == (*unit, "bands") for o in ledger.observations):
             ledger.observations.append(Observation(*unit, "bands", measure.band_facts(ledger.bands[key])))
     return ledger.bands[key]
+
+
+def _shelved_bands(
+    ledger: Ledger,
+    found: Suite,
+    context: Context,
+    session: Session,
+    truth: Sample,
+    names: tuple[str, ...],
+    count: int,
+) -> Any:
+    """What a measure keeps of honest runs, from the shelf, or taken and put there."""
+    measure: Any = measure_of(found)
+    shelf, subject = ledger.shelf, envelope.honest_id(session.info.dtype)
+    facts = _deciding(ledger, found, context, subject, count)
+    key = shelf.key(what="bands", names=list(names), **facts) if shelf else ""
+    known = shelf.arrays(key) if shelf else None
+    if known:
+        return measure.bands_of(known)
+    ledger.progress(f"{found.name} {context.case.name}: honest runs, {session.info.dtype}")
+    taken = measure.bands(session, context, truth, names, count)
+    if shelf:
+        shelf.keep_arrays(key, measure.arrays_of(taken))
+    return taken
 
 
 def _unit(ledger: Ledger, session: Session, found: Suite, context: Context, truth: Sample, name: str) -> None:

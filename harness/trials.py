@@ -4,7 +4,9 @@ A trial is a run of `validate` with one candidate and the selection of cases in 
 once in each process, the honest runs of a number format once for all of them.
 """
 
+import os
 import signal
+import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from importlib.resources import files
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
 from typing import Any, TypeVar
 
 import numpy as np
@@ -258,7 +260,7 @@ def crew(model: str, processes: int, threads: int = 0) -> Iterator[Call[Any, Any
             yield lambda work, arguments: (work(rig, argument) for argument in arguments)
         return
     others = set(active_children())
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), _ignore_interrupts)
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), _begin)
     try:
         yield lambda work, arguments: pool.map(partial(_in_process, model, threads, work), arguments)
     except BrokenProcessPool:
@@ -269,8 +271,17 @@ def crew(model: str, processes: int, threads: int = 0) -> Iterator[Call[Any, Any
             child.terminate()
 
 
-def _ignore_interrupts() -> None:
+def _begin() -> None:
+    """What a process of the crew does first: leave interrupts to its parent, and end when that one ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and ends its children
+    parent = parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()  # returns too when it was killed
+    os._exit(1)
 
 
 @cache

@@ -14,7 +14,20 @@ ROOMS = {
     "reports": {"reports"},
     "harness": {"harness", "backends", "reports"},
 }
-LIGHT = {"base", "checkpoint", "convert", "errors", "fault_list", "registry", "tokenizer"}
+LIGHT = {
+    "base",
+    "catalogue",
+    "checkpoint",
+    "convert",
+    "errors",
+    "fault_list",
+    "fingerprint",
+    "prompts",
+    "registry",
+    "sampling",
+    "streaming",
+    "tokenizer",
+}
 """What the harness may know of the backends; weights only as a type."""
 
 FILES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]

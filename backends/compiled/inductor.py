@@ -43,14 +43,15 @@ class Stepper:
     """Chooses the program for one forward: compiled for a single token, plain for everything else.
 
     Attributes:
+        net: the plain program.
         note: how single tokens are computed, for `Info.notes`.
     """
 
     def __init__(self, net: Net, device: torch.device) -> None:
-        self._net = net
+        self.net = net
         self._any_batch = device.type == "cuda"
         self._compiled: dict[int, Net] = {}
-        reason = obstacle(device)
+        reason = "the state of this version grows with every token" if net.grows else obstacle(device)
         self._enabled = not reason
         self.note = f"runs uncompiled: {reason}" if reason else "decode step compiled by inductor at first use"
 
@@ -58,20 +59,20 @@ class Stepper:
         """The program for tokens (B, T), compiled now if this is the first time."""
         B, T = ids.shape
         if not self._enabled or T > 1 or (B > 1 and not self._any_batch):
-            return self._net
+            return self.net
         if B not in self._compiled:
             self._compiled[B] = self._compile(ids, state)
         return self._compiled[B]
 
     def _compile(self, ids: Tensor, state: NetState) -> Net:
-        net = replace(self._net, block=_compiled(self._net.block), read_out=_compiled(self._net.read_out))
+        net = replace(self.net, block=_compiled(self.net.block), read_out=_compiled(self.net.read_out))
         try:
             with _quiet():
                 net.run(ids, state, "last")
         except Exception as error:  # a compiler fails in its own ways; the plain program is always there
             self._enabled = False
             self.note = f"runs uncompiled: torch.compile failed ({_first_line(error)})"
-            return self._net
+            return self.net
         return net
 
 
@@ -81,7 +82,8 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     The compiler keeps its results per code object and gives up after eight sets of shapes. Each session
     therefore compiles a copy, so that many sessions in one process do not count against one another.
     """
-    copy = types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+    code, defaults = function.__code__.replace(), function.__defaults__
+    copy = types.FunctionType(code, function.__globals__, function.__name__, defaults)
     done: Callable[..., Any] = torch.compile(copy, dynamic=False, fullgraph=True)
     return done
 

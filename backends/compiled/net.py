@@ -1,17 +1,26 @@
 """The stack of layers: weights from a checkpoint, tokens to logits and states."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from backends.compiled.block import Layer, block, norm
+from backends.base import ModelFacts, State
+from backends.compiled import block, dea, finch, wkv, wkv_diagonal
 from backends.compiled.linear import linear
-from backends.compiled.state import LayerState, NetState
+from backends.compiled.parts import Across, Reader, norm
+from backends.compiled.state import GROWN, LayerState, NetState, zero_state
 from backends.weights import DTYPES, Weights
+
+Block = Callable[[Tensor, Across, Any, Any], tuple[Tensor, Across, Any]]
+"""Evaluates a layer: stream, what layers hand on, state and weights -> the same three after it."""
+
+Start = Callable[[LayerState, Any], Any]
+"""Makes the state before the first token out of zeros and a layer's weights."""
 
 SEGMENT = 2048
 """Tokens that walk through the layers together: bounds the memory that a long prompt takes."""
@@ -46,19 +55,42 @@ class Net:
         ends, layers: the weights.
         dtype: of weights and activations.
         block, read_out: what evaluates a layer and the head; `inductor.compiled` swaps them.
+        began: makes the state before the first token of a layer.
     """
 
     ends: Ends
-    layers: tuple[Layer, ...]
+    layers: tuple[Any, ...]
     dtype: torch.dtype
-    block: Callable[..., tuple[Tensor, Tensor, LayerState]] = block
+    block: Block
+    began: Start
     read_out: Callable[[Tensor, Ends], Tensor] = read_out
+
+    @property
+    def grows(self) -> bool:
+        """Whether the state is larger after every token."""
+        return self.began is dea.start
+
+    def start(self, facts: ModelFacts, B: int) -> NetState:
+        """The state before the first token, for B rows."""
+        zeros = zero_state(facts, B, self.dtype, self.ends.emb.device)
+        return tuple(map(self.began, zeros, self.layers))
+
+    def resume(self, plain: tuple[LayerState, ...], state: State) -> NetState:
+        """The handle that continues from a state in the agreed layout, whose common part is `plain`."""
+        if not self.grows:
+            return plain
+        ids = torch.from_numpy(state.extra["tokens"][0].astype(np.int64)).to(self.ends.emb.device)
+        across = Across(ids, embed(ids, self.ends))
+        parts = zip(*(torch.from_numpy(state.extra[name]).to(self.ends.emb) for name in GROWN), strict=True)
+        layers = zip(plain, parts, self.layers, strict=True)
+        return tuple(dea.recalled(before, across, own, p) for before, own, p in layers)
 
     def stream(self, ids: Tensor, state: NetState) -> tuple[Tensor, NetState]:
         """Ids (B, T) -> the stream after the last layer (B, T, C) and the new state."""
-        x, v_first, after = embed(ids, self.ends), None, []
+        x = embed(ids, self.ends)
+        across, after = Across(ids, x), []
         for p, layer_state in zip(self.layers, state, strict=True):
-            x, v_first, layer_state = self.block(x, v_first, layer_state, p)  # noqa: PLW2901
+            x, across, layer_state = self.block(x, across, layer_state, p)  # noqa: PLW2901
             after.append(layer_state)
         return x, tuple(after)
 
@@ -84,12 +116,36 @@ class Net:
         return (torch.cat(parts, dim=1) if parts else None), state
 
 
+class Version(NamedTuple):
+    """How a version is computed: what evaluates a layer, what reads its weights, its recurrence in words."""
+
+    block: Block
+    read: Callable[[Reader, int], Any]
+    attention: str
+    start: Start
+
+
+_DIAGONAL = f"chunk {wkv_diagonal.CHUNK}"
+_DELTA = f"chunk {wkv.CHUNK}"
+
+VERSIONS: Mapping[str, Version] = {
+    **{f"5.{n}": Version(finch.block, finch.layer_5, f"chunked WKV-5 ({_DIAGONAL})", finch.start) for n in range(3)},
+    "6": Version(finch.block, finch.layer_6, f"chunked WKV-6 ({_DIAGONAL})", finch.start),
+    "7": Version(block.block, block.layer_7, f"chunked WKV-7 ({_DELTA})", block.start),
+    "7a": Version(block.block, block.layer_7, f"chunked WKV-7 ({_DELTA})", block.start),
+    "7b": Version(dea.block, dea.layer, f"chunked WKV-7 ({_DELTA}), DEA over all tokens", dea.start),
+}
+"""RWKV version -> its row."""
+
+
+def attention(version: str) -> str:
+    """How the recurrence of a version is evaluated, in words."""
+    return VERSIONS[version].attention
+
+
 def load(weights: Weights, dtype: str, device: str) -> Net:
     """Read a checkpoint's weights in the number format and onto the device asked for."""
-
-    def get(name: str) -> Tensor:
-        return weights.get(name, dtype, device).contiguous()
-
+    get = Reader(weights, dtype, device)
     ends = Ends(
         get("emb.weight"),
         get("blocks.0.ln0.weight"),
@@ -98,42 +154,6 @@ def load(weights: Weights, dtype: str, device: str) -> Net:
         get("ln_out.bias"),
         get("head.weight"),
     )
-    layers = tuple(_layer(get, i) for i in range(weights.facts.n_layer))
-    return Net(ends, layers, DTYPES[dtype])
-
-
-def _layer(get: Callable[[str], Tensor], i: int) -> Layer:
-    def att(name: str) -> Tensor:
-        return get(f"blocks.{i}.att.{name}")
-
-    def ffn(name: str) -> Tensor:
-        return get(f"blocks.{i}.ffn.{name}")
-
-    def low_rank(name: str) -> Tensor:
-        return att(name).T.contiguous()  # stored (in, out), applied from the right
-
-    return Layer(
-        ln1_weight=get(f"blocks.{i}.ln1.weight"),
-        ln1_bias=get(f"blocks.{i}.ln1.bias"),
-        mixes=torch.stack([att(f"x_{letter}") for letter in "rwkvag"]),
-        receptance=att("receptance.weight"),
-        key=att("key.weight"),
-        value=att("value.weight"),
-        output=att("output.weight"),
-        **{name: low_rank(name) for name in ("w1", "w2", "a1", "a2", "g1", "g2")},
-        v1=low_rank("v1") if i else None,
-        v2=low_rank("v2") if i else None,
-        w0=att("w0").float(),
-        a0=att("a0").float(),
-        v0=att("v0").float() if i else None,
-        k_k=att("k_k").float(),
-        k_a=att("k_a").float(),
-        r_k=att("r_k").float(),
-        ln_x_weight=att("ln_x.weight").float(),
-        ln_x_bias=att("ln_x.bias").float(),
-        ln2_weight=get(f"blocks.{i}.ln2.weight"),
-        ln2_bias=get(f"blocks.{i}.ln2.bias"),
-        ffn_mix=ffn("x_k"),
-        ffn_key=ffn("key.weight"),
-        ffn_value=ffn("value.weight"),
-    )
+    version = VERSIONS[weights.facts.version]
+    layers = tuple(version.read(get, i) for i in range(weights.facts.n_layer))
+    return Net(ends, layers, DTYPES[dtype], version.block, version.start)

@@ -1,4 +1,4 @@
-"""The designed checkpoint: a small RWKV-7 in which every mechanism matters.
+"""The designed checkpoint: a small RWKV-7 in which every mechanism matters. Those of other versions follow it.
 
 A trained checkpoint shows how a model is used and hides mistakes: its low-rank terms are small, its
 norms never meet their epsilons, one head hides what happens between heads. This one is made so that
@@ -32,7 +32,7 @@ def tensors(seed: int = 0) -> dict[str, Tensor]:
     Returns:
         Official name -> float32 tensor whose values are exact in bfloat16.
     """
-    draw = _Draw(seed)
+    draw = Draw(seed)
     made = {"emb.weight": draw.normal(V, C), "head.weight": draw.normal(V, C) / math.sqrt(C)}
     made |= draw.norm("blocks.0.ln0", scale=FAINT) | draw.norm("ln_out")
     for layer in range(L):
@@ -41,19 +41,22 @@ def tensors(seed: int = 0) -> dict[str, Tensor]:
     return {name: tensor.bfloat16().float() for name, tensor in made.items()}
 
 
-class _Draw:
+class Draw:
     """Seeded draws; always in the same order, so that a seed names one checkpoint."""
 
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)
 
     def normal(self, *shape: int) -> Tensor:
+        """Standard normal."""
         return torch.randn(*shape, generator=self.generator)
 
     def uniform(self, *shape: int) -> Tensor:
+        """Uniform in [0, 1)."""
         return torch.rand(*shape, generator=self.generator)
 
     def norm(self, name: str, scale: float = 1.0) -> dict[str, Tensor]:
+        """Weight and bias of a norm over C."""
         weight, bias = 1 + 0.1 * self.normal(C), 0.1 * self.normal(C)
         return {f"{name}.weight": scale * weight, f"{name}.bias": scale * bias}
 
@@ -65,10 +68,11 @@ class _Draw:
         }
 
     def linear(self, rows: int, columns: int) -> Tensor:
+        """A matrix (out, in) that keeps the size of what it is applied to."""
         return self.normal(rows, columns) / math.sqrt(columns)
 
 
-def _block(draw: _Draw, layer: int) -> dict[str, Tensor]:
+def _block(draw: Draw, layer: int) -> dict[str, Tensor]:
     block = f"blocks.{layer}."
     made = draw.norm(block + "ln1") | draw.norm(block + "ln2") | draw.norm(block + "att.ln_x")
     made |= {f"{block}att.x_{mix}": draw.uniform(1, 1, C) for mix in MIXES}
@@ -87,7 +91,7 @@ def _block(draw: _Draw, layer: int) -> dict[str, Tensor]:
     return made
 
 
-def _biases(draw: _Draw, block: str, layer: int) -> dict[str, Tensor]:
+def _biases(draw: Draw, block: str, layer: int) -> dict[str, Tensor]:
     """w0 from slow to fast decays in every head; a0 and v0 across the sigmoid."""
     ladder = torch.linspace(-7.0, 4.0, N)[torch.randperm(N, generator=draw.generator)].repeat(H)
     made = {block + "att.w0": ladder.view(1, 1, C), block + "att.a0": 1.5 * draw.normal(1, 1, C)}

@@ -1,88 +1,41 @@
 """Walks the named equations of a version: run, trace, override, round; `replay` walks a recording.
 
 The walker resolves each parameter of an equation by name: first the tensors of the sub-layer, then the
-weights of the block, then what the walk carries along (`x`, `tokens`, `heads`, `v_first`). A parameter
-`NAME_prev` is tensor NAME at the previous token; an equation that reads its own `_prev` is the
-recurrence and is walked token by token.
+weights of the block, then what comes from elsewhere (`x`, `tokens`, `heads`, and what the version says lies
+outside, like `v_first`). A parameter `NAME_prev` is tensor NAME at the previous token; an equation that reads
+its own `_prev` is the recurrence and is walked token by token. `NAME_all` is NAME at every token since the start,
+(B, S + T, ...): only versions whose state grows have it.
 """
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from functools import cache
-from types import ModuleType
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from backends.errors import InputError
+from backends.reference.onread import OnRead
+from backends.reference.walk import (
+    Carry,
+    Equation,
+    Rounding,
+    Scope,
+    Sublayer,
+    Version,
+    Walk,
+    parameters,
+    readers,
+    source,
+    sublayers,
+)
 from backends.weights import DTYPES, Weights
 
-Equation = Callable[..., Tensor]
-Rounding = Callable[[str, Tensor], Tensor]
-Scope = dict[str, Any]
+__all__ = ["Carry", "Equation", "Model", "Rounding", "Scope", "Sublayer", "Version", "Walk", "parameters", "source"]
 
 BLOCK = 64  # tokens whose WKV states are held at once while the recurrence walks
-
-
-@dataclass(frozen=True)
-class Carry:
-    """What one token leaves behind for the next; never written to.
-
-    Attributes:
-        tensors: full name ("blocks.0.att.ln1") -> (B, ...), the value at the last token.
-    """
-
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass
-class Walk:
-    """One evaluation: what it was asked for and what it collects."""
-
-    tokens: Tensor
-    before: Carry
-    patterns: tuple[str, ...]
-    trace: dict[str, Tensor] = field(default_factory=dict)
-    after: dict[str, Tensor] = field(default_factory=dict)
-
-    def keep(self, name: str, value: Tensor) -> None:
-        """Put a tensor into the trace if it was asked for."""
-        if any(fnmatchcase(name, pattern) for pattern in self.patterns):
-            self.trace[name] = value
-
-    def previous(self, name: str, value: Tensor) -> Tensor:
-        """`value` (B, T, ...) one token earlier; its first token comes from the state before, else zero."""
-        first = self.before.tensors.get(name)
-        if first is None:
-            first = torch.zeros_like(value[:, 0])
-        self.after[name] = value[:, -1]
-        return torch.cat([first[:, None], value[:, :-1]], dim=1)
-
-
-@dataclass(frozen=True)
-class Sublayer:
-    """One table of equations at its place in the model.
-
-    Attributes:
-        prefix: what stands before its tensors' names ("blocks.3.att.").
-        table: tensor name -> equation.
-        group: whose weights it reads.
-        stream: full name of the tensor that enters it as `x`; empty before the first.
-    """
-
-    prefix: str
-    table: Mapping[str, Equation]
-    group: str
-    stream: str
-
-
-@cache
-def parameters(equation: Equation) -> tuple[str, ...]:
-    """The names that an equation reads."""
-    return tuple(inspect.signature(equation).parameters)
+NORMS = {"att": "ln1", "ffn": "ln2"}  # the norm in front of a sub-layer is stored beside it
 
 
 class Model:
@@ -90,7 +43,7 @@ class Model:
 
     Args:
         weights: the checkpoint.
-        version: module with the tables EMBED, TIME_MIX, TIME_MIX_LAYER0, CHANNEL_MIX, HEAD.
+        version: the equations.
         dtype: short name of the format that everything is evaluated in.
         overrides: full tensor name or pattern ("blocks.*.att.w") -> the equation to use instead.
         rounding: applied to every named tensor as (name, value); None leaves it alone.
@@ -101,7 +54,7 @@ class Model:
     def __init__(
         self,
         weights: Weights,
-        version: ModuleType,
+        version: Version,
         dtype: str = "f64",
         overrides: Mapping[str, Equation] | None = None,
         rounding: Rounding | None = None,
@@ -112,6 +65,8 @@ class Model:
         self.overrides, self.rounding, self.weight_dtype = dict(overrides or {}), rounding, weight_dtype
         self.heads, self.layers = weights.facts.n_head, weights.facts.n_layer
         self._kept: dict[str, Scope] | None = {} if keep else None
+        self._parts = tuple(sublayers(version, self.layers))
+        self._last_reader = {full: at for at, part in enumerate(self._parts) for full in part.outside.values()}
 
     def run(
         self, tokens: Tensor, before: Carry | None = None, logits: str = "all", trace: tuple[str, ...] = ()
@@ -127,38 +82,50 @@ class Model:
         Returns:
             Logits (B, T or 1, V) or None, the carry after the last token, the traced tensors (B, T, ...).
         """
-        walk = Walk(tokens, before or Carry(), trace)
-        x = self._walk_table(walk, "", self.version.EMBED, self.read("embed"))["ln0"]
-        v_first: Tensor | None = None
-        for layer in range(self.layers):
-            scope = {**self.read(f"blocks.{layer}.att"), "x": x, "v_first": v_first}
-            done = self._walk_table(walk, f"blocks.{layer}.att.", self._time_mix(layer), scope)
-            v_first = done["v"] if layer == 0 else v_first
-            scope = {**self.read(f"blocks.{layer}.ffn"), "x": done["res"]}
-            x = self._walk_table(walk, f"blocks.{layer}.ffn.", self.version.CHANNEL_MIX, scope)["res"]
-        result = None
-        if logits != "none":
-            x = x[:, -1:] if logits == "last" else x
-            result = self._walk_table(walk, "", self.version.HEAD, {**self.read("head"), "x": x})["head"]
-        return result, Carry(walk.after), walk.trace
+        walk = Walk(tokens, before or Carry(), trace, logits)
+        self.advance([walk])
+        return walk.head, Carry(walk.after), walk.trace
 
-    def sublayers(self) -> Iterator[Sublayer]:
+    def advance(self, walks: Sequence[Walk]) -> None:
+        """Take walks through the model together: a sub-layer's weights are read once for all of them."""
+        for at, part in enumerate(self._parts):
+            asked = [walk for walk in walks if part.group != "head" or walk.logits != "none"]
+            weights = self.read(part.group) if asked else {}
+            for walk in asked:
+                self._step(walk, at, weights)
+            if self._kept is None:  # memory holds one sub-layer at a time
+                weights = {}
+                self.weights.forget()
+
+    def _step(self, walk: Walk, at: int, weights: Scope) -> None:
+        """One sub-layer; what no later one reads is let go."""
+        part = self._parts[at]
+        if at == 0 and "tokens" in self.version.growing.values():
+            past = walk.before.tensors.get("tokens")
+            walk.after["tokens"] = walk.tokens if past is None else torch.cat([past, walk.tokens], dim=1)
+        outside = {name: walk.live[full] for name, full in part.outside.items() if full in walk.live}
+        if part.group == "head" and walk.logits == "last":
+            outside["x"] = outside["x"][:, -1:]
+        done = self._walk_table(walk, part, {**weights, **outside})
+        walk.head = done.get("head")
+        walk.live |= {part.prefix + name: value for name, value in done.items()}
+        walk.live = {full: value for full, value in walk.live.items() if self._last_reader.get(full, 0) > at}
+
+    def sublayers(self) -> tuple[Sublayer, ...]:
         """Everything, in the order of evaluation."""
-        yield Sublayer("", self.version.EMBED, "embed", "")
-        stream = "ln0"
-        for layer in range(self.layers):
-            for part, table in (("att", self._time_mix(layer)), ("ffn", self.version.CHANNEL_MIX)):
-                yield Sublayer(f"blocks.{layer}.{part}.", table, f"blocks.{layer}.{part}", stream)
-                stream = f"blocks.{layer}.{part}.res"
-        yield Sublayer("", self.version.HEAD, "head", stream)
+        return self._parts
 
     def names(self) -> list[str]:
         """Full names of all tensors, in order of evaluation."""
-        return [part.prefix + name for part in self.sublayers() for name in part.table]
+        return [part.prefix + name for part in self._parts for name in part.table]
 
-    def _time_mix(self, layer: int) -> Mapping[str, Equation]:
-        table: Mapping[str, Equation] = self.version.TIME_MIX_LAYER0 if layer == 0 else self.version.TIME_MIX
-        return table
+    def locate(self, full: str) -> tuple[Sublayer, str] | None:
+        """The sub-layer of a tensor and its name there; None where there is no such tensor."""
+        for part in self._parts:
+            name = full.removeprefix(part.prefix)
+            if full.startswith(part.prefix) and name in part.table:
+                return part, name
+        return None
 
     def equation(self, name: str, equation: Equation) -> Equation:
         """The equation of a tensor, or what overrides it."""
@@ -167,73 +134,136 @@ class Model:
                 return other
         return equation
 
-    def _walk_table(self, walk: Walk, prefix: str, table: Mapping[str, Equation], scope: Scope) -> Scope:
+    def _walk_table(self, walk: Walk, part: Sublayer, scope: Scope) -> Scope:
         """Evaluate one sub-layer; returns its tensors (the recurrence's only where traced)."""
         scope = {"tokens": walk.tokens, "heads": self.heads, **scope}
-        equations = {name: self.equation(prefix + name, equation) for name, equation in table.items()}
+        equations = {name: self.equation(part.prefix + name, equation) for name, equation in part.table.items()}
         done: Scope = {}
         for name, equation in equations.items():
             if name in done:  # a reader of the recurrence, evaluated with it
                 continue
             if name + "_prev" in parameters(equation):
-                readers = {n: e for n, e in equations.items() if name in parameters(e)}
-                done |= self.recur(walk, prefix, name, equation, readers, scope, done)
-            else:
-                done[name] = self._evaluate(walk, prefix, name, equation, {**scope, **done})
+                done |= self.recur(walk, part, name, equations, scope, done)
+                continue
+            value = self._rounded(part.prefix + name, self.evaluate(walk, part, equation, {**scope, **done}))
+            walk.keep(part.prefix + name, value)
+            self._carry(walk, part, name, value)
+            done[name] = value
         return done
 
-    def _evaluate(self, walk: Walk, prefix: str, name: str, equation: Equation, scope: Scope) -> Tensor:
+    def evaluate(self, walk: Walk, part: Sublayer, equation: Equation, scope: Scope) -> Tensor:
+        """One equation on what is in scope, not rounded; `NAME_prev` and `NAME_all` reach into the tokens before."""
         arguments = {}
         for parameter in parameters(equation):
-            source = parameter.removesuffix("_prev")
-            arguments[parameter] = (
-                walk.previous(prefix + source, scope[source]) if source != parameter else scope[parameter]
-            )
-        value = self._rounded(prefix + name, equation(**arguments))
-        walk.keep(prefix + name, value)
-        return value
+            name = source(parameter)
+            value = scope[name]
+            if parameter.endswith("_prev"):
+                value = self._previous(walk, part, name, scope)
+            elif parameter.endswith("_all"):
+                past = self._past(walk, part, name)
+                value = value if past is None else torch.cat([past, value], dim=1)
+            arguments[parameter] = value
+        return equation(**arguments)
+
+    def _previous(self, walk: Walk, part: Sublayer, name: str, scope: Scope) -> Tensor:
+        """A tensor in scope (B, T, ...) one token earlier."""
+        value: Tensor = scope[name]
+        if name not in part.carried and not part.growing:  # an override may need what the version does not carry
+            walk.after[part.prefix + name] = value[:, -1]
+        first = self._first(walk, part, name, scope)
+        if first is None:
+            past = self._past(walk, part, name)
+            first = torch.zeros_like(value[:, 0]) if past is None else past[:, -1]
+        return torch.cat([first[:, None], value[:, :-1]], dim=1)
+
+    @staticmethod
+    def _first(walk: Walk, part: Sublayer, name: str, scope: Scope) -> Tensor | None:
+        """What stood before the first token (B, ...): from the state before, or what a recurrence begins with."""
+        found = walk.before.tensors.get(part.prefix + name)
+        if found is None and name in part.start:
+            start = part.start[name]
+            value = start(**{parameter: scope[parameter] for parameter in parameters(start)})
+            found = value.expand(len(walk.tokens), *value.shape)
+        return found
+
+    def _past(self, walk: Walk, part: Sublayer, name: str) -> Tensor | None:
+        """A tensor at all tokens before this call (B, S, ...), computed from what grows; None if there are none."""
+        ids = walk.before.tensors.get("tokens")
+        if ids is None:
+            return None
+        full = part.prefix + name
+        if name in part.growing:
+            return walk.before.tensors[full]
+        if full not in walk.past:
+            equation = self.equation(full, part.table[name])
+            scope = {**self.read(part.group), "heads": self.heads, "tokens": ids}
+            for parameter in parameters(equation):
+                self._past_of(walk, part, parameter, scope)
+            walk.past[full] = self._rounded(full, equation(**{p: scope[p] for p in parameters(equation)}))
+        return walk.past[full]
+
+    def _past_of(self, walk: Walk, part: Sublayer, parameter: str, scope: Scope) -> None:
+        """Put what a parameter was in the past into scope, unless it is a weight."""
+        name = source(parameter)
+        found = (part, name) if name in part.table else self.locate(part.outside.get(name, ""))
+        if found is None:
+            return
+        value = self._past(walk, *found)
+        assert value is not None
+        if parameter.endswith("_prev"):
+            value = torch.cat([torch.zeros_like(value[:, :1]), value[:, :-1]], dim=1)
+        scope[parameter] = value
+
+    @staticmethod
+    def _carry(walk: Walk, part: Sublayer, name: str, value: Tensor) -> None:
+        """Leave behind what later tokens need of a tensor (B, T, ...)."""
+        full = part.prefix + name
+        if name in part.growing:
+            past = walk.before.tensors.get(full)
+            walk.after[full] = value if past is None else torch.cat([past, value], dim=1)
+        elif name in part.carried:
+            walk.after[full] = value[:, -1]
 
     def recur(
         self,
         walk: Walk,
-        prefix: str,
+        part: Sublayer,
         name: str,
-        equation: Equation,
-        readers: Mapping[str, Equation],
+        equations: Mapping[str, Equation],
         scope: Scope,
         timed: Scope,
     ) -> Scope:
         """Walk the recurrence in blocks of tokens; its readers follow block by block, so that memory stays flat.
 
-        `timed` holds the tensors of the sub-layer so far, (B, T, ...); `scope` what has no time axis.
+        `equations` are those of the sub-layer, `timed` its tensors so far, (B, T, ...), `scope` has no time axis.
         """
-        B, T = walk.tokens.shape
+        equation, reading = equations[name], readers(name, equations)
+        T = walk.tokens.shape[1]
         inputs = {p: {**scope, **timed}[p] for p in parameters(equation) if p != name + "_prev"}
-        S = walk.before.tensors.get(prefix + name)
-        if S is None:
-            N = self.weights.facts.head_size
-            S = torch.zeros(B, self.heads, N, N, dtype=self.dtype)
-        pieces: dict[str, list[Tensor]] = {n: [] for n in (name, *readers)}
-        traced = any(fnmatchcase(prefix + name, pattern) for pattern in walk.patterns)
+        S = self._first(walk, part, name, scope)
+        assert S is not None  # a version states what its recurrences begin with
+        pieces: dict[str, list[Tensor]] = {n: [] for n in (name, *reading)}
+        traced = any(fnmatchcase(part.prefix + name, pattern) for pattern in walk.patterns)
         for start in range(0, T, BLOCK):
-            states, before = [], S
+            states: list[Tensor] = []
+            before = S
             for t in range(start, min(start + BLOCK, T)):
                 now = {p: z[:, t] if p in timed else z for p, z in inputs.items()}
-                S = self._rounded(prefix + name, equation(**{name + "_prev": S}, **now))
+                S = self._rounded(part.prefix + name, equation(**{name + "_prev": S}, **now))
                 states.append(S)
             block = {**scope, **{n: z[:, start : start + BLOCK] for n, z in timed.items()}}
             block[name] = torch.stack(states, dim=1)
-            if any(name + "_prev" in parameters(read) for read in readers.values()):
+            if any(name + "_prev" in parameters(read) for read in reading.values()):
                 block[name + "_prev"] = torch.stack([before, *states[:-1]], dim=1)
             if traced:
                 pieces[name].append(block[name])
-            for reader, read in readers.items():
+            for reader, read in reading.items():
                 value = read(**{p: block[p] for p in parameters(read)})
-                pieces[reader].append(self._rounded(prefix + reader, value))
-        walk.after[prefix + name] = S
+                pieces[reader].append(self._rounded(part.prefix + reader, value))
+        walk.after[part.prefix + name] = S
         done = {n: torch.cat(parts, dim=1) for n, parts in pieces.items() if parts}
         for n, value in done.items():
-            walk.keep(prefix + n, value)
+            walk.keep(part.prefix + n, value)
         return done
 
     def _rounded(self, name: str, value: Tensor) -> Tensor:
@@ -243,35 +273,32 @@ class Model:
         """The weights of a group under the names that equations use ("receptance_weight")."""
         if self._kept is not None and group in self._kept:
             return self._kept[group]
-        scope = {short: self._weight(name) for short, name in self._names(group)}
+        scope = self.version.prepared({short: self._weight(name) for short, name in self._names(group)})
         if self._kept is not None:
             self._kept[group] = scope
         return scope
 
     def _names(self, group: str) -> Iterator[tuple[str, str]]:
         """(name in equations, official name) of a group's weights."""
-        if group == "embed":
-            yield "emb_weight", "emb.weight"
-            yield from ((f"ln0_{part}", f"blocks.0.ln0.{part}") for part in ("weight", "bias"))
-        elif group == "head":
-            yield from ((f"ln_out_{part}", f"ln_out.{part}") for part in ("weight", "bias"))
-            yield "head_weight", "head.weight"
-        else:
-            norm = "ln1" if group.endswith("att") else "ln2"
-            block = group.rpartition(".")[0]
-            yield from ((f"{norm}_{part}", f"{block}.{norm}.{part}") for part in ("weight", "bias"))
-            for name in self.weights:
-                if name.startswith(group + ".") and name not in self._unused:
-                    yield name.removeprefix(group + ".").replace(".", "_"), name
+        ends = {"embed": ("emb.weight", "blocks.0.ln0"), "head": ("head.weight", "ln_out")}
+        block, _, kind = group.rpartition(".")
+        matrix, norm = ends.get(group, ("", f"{block}.{NORMS[kind]}" if kind in NORMS else ""))
+        for name in (matrix, norm and f"{norm}.weight", norm and f"{norm}.bias"):
+            if name:
+                yield "_".join(name.split(".")[-2:]), name
+        for name in self.weights:
+            if block and name.startswith(group + ".") and name not in self.version.unused:
+                yield name.removeprefix(group + ".").replace(".", "_"), name
 
-    @property
-    def _unused(self) -> frozenset[str]:
-        return frozenset(f"blocks.0.att.v{i}" for i in range(3))  # training code saves them, nothing reads them
-
-    def _weight(self, name: str) -> Tensor:
+    def _weight(self, name: str) -> Any:
         if name not in self.weights:
             raise InputError(
                 f"{self.weights.facts.name} has no tensor {name!r}, which RWKV-{self.weights.facts.version} needs."
             )
-        tensor = self.weights.get(name)
+        shape = self.weights.tensors[name].shape
+        if self._kept is None and len(shape) == 2 and shape[0] == self.weights.facts.vocab_size:
+            return OnRead(partial(self.weights.get, name), self._converted, self.dtype.itemsize)
+        return self._converted(self.weights.get(name))
+
+    def _converted(self, tensor: Tensor) -> Tensor:
         return (tensor.to(DTYPES[self.weight_dtype]) if self.weight_dtype else tensor).to(self.dtype)

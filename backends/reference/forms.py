@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, linalg
-from torch.nn.functional import layer_norm, softplus
+from torch.nn.functional import layer_norm, linear, softplus
 
-from backends.reference import v7
+from backends.reference import v5, v6, v7, v7a, v7b
 from backends.reference.equations import Equation
 from backends.reference.v7 import split
+from backends.reference.walk import Version
 
 
 def column(x: Tensor, heads: int) -> Tensor:
@@ -97,6 +98,53 @@ def ffn_clamp(k: Tensor) -> Tensor:
     return k * k.clamp_min(0)
 
 
+# ---- RWKV-5 and 6 -------------------------------------------------------------------------------
+
+
+def share_weighted(ln1: Tensor, shift: Tensor, mix_r: Tensor) -> Tensor:
+    return ln1 * (1 - mix_r) + shift * mix_r
+
+
+def time_mix_added(shift: Tensor, ln1: Tensor, time_mix_r: Tensor) -> Tensor:
+    return ln1 * time_mix_r + shift - shift * time_mix_r
+
+
+def decay_reciprocal_static(k: Tensor, time_decay: Tensor) -> Tensor:
+    return 1 / time_decay.exp().exp().flatten().expand_as(k)
+
+
+def decay_reciprocal(w_raw: Tensor, time_decay: Tensor) -> Tensor:
+    return 1 / (time_decay + w_raw).exp().exp()
+
+
+def gate_divided(xg: Tensor, gate_weight: Tensor) -> Tensor:
+    z = linear(xg, gate_weight)
+    return z / (1 + (-z).exp())
+
+
+def bonus_summed_back(r: Tensor, k: Tensor, v: Tensor, u: Tensor, heads: int) -> Tensor:
+    products = split(k, heads) * (u * split(r, heads))
+    return (products.flip(-1).sum(-1, keepdim=True) * split(v, heads)).flatten(-2)
+
+
+def state_columns(state_prev: Tensor, w: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    return (state_prev.mT * column(w, heads) + column(k, heads) * row(v, heads)).mT
+
+
+# ---- RWKV-7a and 7b -----------------------------------------------------------------------------
+
+
+def deep_summed(s_lora: Tensor, s_emb: Tensor) -> Tensor:
+    return (s_lora.unsqueeze(-1) * s_emb.view(*s_emb.shape[:-1], 32, 32)).sum(-2)
+
+
+def dea_exponents(qn: Tensor, kn_all: Tensor, vn_all: Tensor) -> Tensor:
+    T, S = qn.shape[-2], kn_all.shape[-2]
+    score = v7b.SCORE_BOUND * (qn @ kn_all.mT / v7b.SCORE_SCALE).tanh()
+    parts = (score - score.amax(-1, keepdim=True)).exp().tril(S - T)
+    return parts @ vn_all / parts.sum(-1, keepdim=True)
+
+
 V = "blocks.[!0]*.att.v"  # the first block has no value residual
 
 FORMS: Mapping[str, tuple[str, Equation, Equation]] = {
@@ -114,19 +162,31 @@ FORMS: Mapping[str, tuple[str, Equation, Equation]] = {
     "ln1-two-moments": ("blocks.*.att.ln1", v7.ln1, ln1_two_moments),
     "bonus-reordered": ("blocks.*.att.bonus", v7.bonus, bonus_reordered),
     "ffn-clamp": ("blocks.*.ffn.act", v7.ffn_act, ffn_clamp),
+    "share-weighted": ("blocks.*.att.xr", v6.xr, share_weighted),
+    "time-mix-added": ("blocks.*.att.xr", v5.xr, time_mix_added),
+    "decay-reciprocal": ("blocks.*.att.w", v6.w, decay_reciprocal),
+    "decay-reciprocal-static": ("blocks.*.att.w", v5.w, decay_reciprocal_static),
+    "gate-divided": ("blocks.*.att.g", v5.g, gate_divided),
+    "bonus-summed-back": ("blocks.*.att.bonus", v5.bonus, bonus_summed_back),
+    "deep-summed": ("blocks.*.ffn.s_mid", v7a.s_mid, deep_summed),
+    "dea-exponents": ("blocks.*.qkv.out", v7b.dea, dea_exponents),
+    "state-columns": ("blocks.*.att.state", v5.state, state_columns),
 }
-"""Name -> pattern of full tensor names, the equation as it stands in v7.py, the other form."""
+"""Name -> pattern of full tensor names, the equation as it stands in its version's module, the other form."""
 
 
-def varied(seed: int) -> dict[str, Equation]:
+def varied(seed: int, version: Version = v7.VERSION) -> dict[str, Equation]:
     """Every equation that has other forms, written in one form after another from row to row of a batch.
 
     Args:
         seed: of which form row 0 takes.
+        version: whose equations; forms of an equation that it does not have are left out.
     """
+    own = set(version.equations())
     written: dict[str, list[Equation]] = {}
     for pattern, plain, other in FORMS.values():
-        written.setdefault(pattern, [plain]).append(other)
+        if plain in own:
+            written.setdefault(pattern, [plain]).append(other)
     return {pattern: _in_turn(equations, seed) for pattern, equations in written.items()}
 
 
@@ -136,7 +196,7 @@ def _in_turn(equations: list[Equation], seed: int) -> Equation:
 
     @wraps(equations[0])  # the walker reads the parameters
     def equation(**arguments: Any) -> Tensor:
-        rows = {name: z for name, z in arguments.items() if _has_rows(z, "state_prev" in arguments)}
+        rows = {name: z for name, z in arguments.items() if has_rows(z, "state_prev" in arguments)}
         B = len(next(iter(rows.values())))
         shares = [{name: z[i::n] for name, z in rows.items()} for i in range(min(n, B))]
         parts = [equations[(seed + i) % n](**{**arguments, **share}) for i, share in enumerate(shares)]
@@ -148,6 +208,6 @@ def _in_turn(equations: list[Equation], seed: int) -> Equation:
     return equation
 
 
-def _has_rows(argument: Any, recurrence: bool) -> bool:
+def has_rows(argument: Any, recurrence: bool) -> bool:
     """Whether an argument is a tensor of the walk, (B, T, ...) or in the recurrence (B, ...); weights have two axes."""
     return isinstance(argument, Tensor) and (recurrence or argument.ndim > 2)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from backends.reference.equations import Carry, Model, Scope, Walk
-from backends.reference.replay import evaluate, inputs, sources
+from backends.reference.replay import inputs, sources
 
 Misreading = tuple[str, Scope]
 """In words; what the equation reads instead, by the names in its scope."""
@@ -31,19 +31,20 @@ def misreadings(
     Yields:
         The misreading in words, and the tensor.
     """
-    part = next((p for p in model.sublayers() if name.startswith(p.prefix) and name[len(p.prefix) :] in p.table), None)
-    if part is None:
+    found = model.locate(name)
+    if found is None:
         return
-    equation = model.equation(name, part.table[name.removeprefix(part.prefix)])
+    part, short = found
+    equation = model.equation(name, part.table[short])
     outside, own = inputs(model, part, recorded, tokens)
     read = sources(equation)
     scope = {**outside, **own}
     if any(source not in scope for source in read):
         return
     names = list(part.table)
-    known = set(names[: names.index(name.removeprefix(part.prefix))]) | {"x", "v_first"}
-    for words, mistaken in _mistaken(read, scope, known, timed={*own, "x", "v_first"}):
-        yield words, evaluate(Walk(tokens, Carry(), ()), part, equation, {**scope, **mistaken})
+    known = {*names[: names.index(short)], *part.outside}
+    for words, mistaken in _mistaken(read, scope, known, timed={*own, *part.outside}):
+        yield words, model.evaluate(Walk(tokens, Carry(), ()), part, equation, {**scope, **mistaken})
 
 
 def _mistaken(read: list[str], scope: Scope, known: set[str], timed: set[str]) -> Iterator[Misreading]:

@@ -10,10 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from torch import Tensor
 
 from backends.base import Gap
-from backends.reference.equations import Carry, Equation, Model, Scope, Sublayer, Walk, parameters
-
-V_FIRST = "blocks.0.att.v"
-"""Full name of the tensor that equations read as `v_first`."""
+from backends.reference.equations import Carry, Equation, Model, Scope, Sublayer, Walk, parameters, source
 
 
 def gaps(model: Model, recorded: Collection[str]) -> dict[str, Gap]:
@@ -30,12 +27,12 @@ def gaps(model: Model, recorded: Collection[str]) -> dict[str, Gap]:
 def _gap(part: Sublayer, name: str, equation: Equation, recorded: Collection[str], own: Mapping[str, Gap]) -> Gap:
     spanned: dict[str, None] = {}
     lacking: dict[str, None] = {}
-    for source in sources(equation):
-        full = _full(part, source)
-        if full is None or full in recorded or source == name:  # a recurrence begins with the state before
+    for read in sources(equation):
+        full = _full(part, read)
+        if full is None or full in recorded or read == name:  # a recurrence begins with the state before
             continue
-        if source in part.table:
-            before = own[source]
+        if read in part.table:
+            before = own[read]
             spanned |= dict.fromkeys([*before.spanned, full])
             lacking |= dict.fromkeys(before.lacking)
         else:
@@ -44,15 +41,13 @@ def _gap(part: Sublayer, name: str, equation: Equation, recorded: Collection[str
 
 
 def sources(equation: Equation) -> list[str]:
-    """The names that an equation reads, without `_prev`."""
-    return list(dict.fromkeys(name.removesuffix("_prev") for name in parameters(equation)))
+    """The names that an equation reads, without `_prev` and `_all`."""
+    return list(dict.fromkeys(map(source, parameters(equation))))
 
 
-def _full(part: Sublayer, source: str) -> str | None:
+def _full(part: Sublayer, read: str) -> str | None:
     """Full name of a tensor that an equation reads; None for weights and what is known without a recording."""
-    if source in part.table:
-        return part.prefix + source
-    return {"x": part.stream, "v_first": V_FIRST}.get(source)
+    return part.prefix + read if read in part.table else part.outside.get(read)
 
 
 def replay(
@@ -101,10 +96,9 @@ def _replay_part(
     walked: Scope = {}
     for name, equation in equations.items():
         if name + "_prev" in parameters(equation) and name not in values:
-            readers = {n: e for n, e in equations.items() if name in parameters(e)}
-            walked |= model.recur(walk, part.prefix, name, equation, readers, scope, values)
+            walked |= model.recur(walk, part, name, equations, scope, values)
             continue
-        value = walked[name] if name in walked else evaluate(walk, part, equation, {**scope, **values})
+        value = walked[name] if name in walked else model.evaluate(walk, part, equation, {**scope, **values})
         if part.prefix + name in targets:
             yield part.prefix + name, value
         values.setdefault(name, value)
@@ -113,17 +107,8 @@ def _replay_part(
 def inputs(model: Model, part: Sublayer, recorded: Mapping[str, Tensor], tokens: Tensor) -> tuple[Scope, Scope]:
     """What the equations of a sub-layer read: weights and what comes from outside; its own recorded tensors."""
     scope = {**model.read(part.group), "tokens": tokens, "heads": model.heads}
-    for short, full in (("x", part.stream), ("v_first", V_FIRST)):
+    for short, full in part.outside.items():
         if full in recorded:
             scope[short] = recorded[full].to(model.dtype)
     names = [name for name in part.table if part.prefix + name in recorded]
     return scope, {name: recorded[part.prefix + name].to(model.dtype) for name in names}
-
-
-def evaluate(walk: Walk, part: Sublayer, equation: Equation, scope: Scope) -> Tensor:
-    """One equation on what is in scope; a parameter `NAME_prev` is NAME one token earlier."""
-    arguments = {}
-    for name in parameters(equation):
-        source = name.removesuffix("_prev")
-        arguments[name] = walk.previous(part.prefix + source, scope[source]) if source != name else scope[name]
-    return equation(**arguments)

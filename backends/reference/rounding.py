@@ -5,7 +5,7 @@ Every named tensor is rounded up or down at random, with the probability that ma
 honest arithmetic of that format may land from the truth, on this model and these tokens.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -41,7 +41,9 @@ ROUNDED = {"bf16": to_bf16, "f16": to_f16, "f32": jitter}
 """Number format -> its random rounding of a float32 tensor."""
 
 
-def honest(dtype: str, seed: int, keep: Collection[str]) -> Callable[[str, Tensor], Tensor]:
+def honest(
+    dtype: str, seed: int, keep: Collection[str], apart: Mapping[str, str] | None = None
+) -> Callable[[str, Tensor], Tensor]:
     """The rounding of an honest implementation whose activations are `dtype`.
 
     Everything is evaluated in float32, so that sums carry that format's own error, and rounded where a
@@ -52,11 +54,13 @@ def honest(dtype: str, seed: int, keep: Collection[str]) -> Callable[[str, Tenso
         dtype: "f32", "bf16" or "f16".
         seed: of the random rounding.
         keep: last part of the names that a low-precision port holds in float32.
+        apart: last part of a name -> the format that it is held in instead of `dtype` or float32.
     """
     generator = torch.Generator().manual_seed(seed)
-    rounded = ROUNDED[dtype]
+    formats = dict.fromkeys(keep, "") | dict(apart or {})
 
     def rounding(name: str, value: Tensor) -> Tensor:
-        return value if name.rpartition(".")[2] in keep else rounded(value, generator)
+        form = formats.get(name.rpartition(".")[2], dtype)
+        return ROUNDED[form](value, generator) if form else value
 
     return rounding

@@ -1,31 +1,34 @@
-"""The named equations as backends: the float64 truth, the float32 reference, honest low precision."""
+"""The named equations behind the contract, and the float64 truth."""
 
 import os
 import platform
-from collections.abc import Collection, Mapping
-from types import ModuleType
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from backends.base import Array, Gap, Ids, Info, Output, Session, State, Want
-from backends.errors import UsageError
-from backends.reference import v7
-from backends.reference.equations import Carry, Equation, Model, Rounding
-from backends.reference.forms import varied
+from backends.base import Array, Call, Gap, Ids, Info, Output, Session, State, Want
+from backends.reference import v4, v5, v6, v7, v7a, v7b
+from backends.reference.equations import Carry, Equation, Model, Rounding, Version, Walk
 from backends.reference.misreadings import misreadings
 from backends.reference.replay import gaps, replay
-from backends.reference.rounding import honest
+from backends.reference.state import exported, imported
 from backends.tokenizer import for_model
 from backends.weights import DTYPES, Weights
 
-VERSIONS: Mapping[str, ModuleType] = {"7": v7}
-"""RWKV version -> the module with its equations."""
-
-PARTS = {"att_shift": "att.ln1", "wkv": "att.state", "ffn_shift": "ffn.ln2"}
-"""Component of the agreed state -> the tensor of each block that is carried to the next token."""
+VERSIONS: Mapping[str, Version] = {
+    "4": v4.VERSION,
+    "5.0": v5.VERSION_50,
+    "5.1": v5.VERSION,
+    "5.2": v5.VERSION,
+    "6": v6.VERSION,
+    "7": v7.VERSION,
+    "7a": v7a.VERSION,
+    "7b": v7b.VERSION,
+}
+"""RWKV version -> its equations."""
 
 KEEP_SHARE = 0.35  # of the machine's memory may hold converted weights; beyond that blocks are read again each time
 
@@ -59,6 +62,7 @@ class EquationSession(Session):
         version = VERSIONS[weights.facts.version]
         self.model = Model(weights, version, dtype, overrides, rounding, weight_dtype, keep)
         self.tokenizer = for_model(weights.facts)
+        self.streams = not keep
         streamed = () if keep else ("weights are read again block by block for every call: they do not fit in memory",)
         self.info = Info(
             backend=backend,
@@ -75,12 +79,17 @@ class EquationSession(Session):
 
     @torch.no_grad()
     def _forward(self, tokens: Ids, state: Any, want: Want) -> Output:
-        logits, carry, trace = self.model.run(torch.from_numpy(tokens), state, want.logits, want.trace)
-        return Output(
-            logits=logits.numpy() if logits is not None and want.fetch else None,
-            state=carry if want.state else None,
-            trace={name: value.numpy() for name, value in trace.items()},
-        )
+        return self._together([(tokens, state, want)])[0]
+
+    @torch.no_grad()
+    def forward_together(self, calls: Sequence[Call]) -> list[Output]:
+        """See `Session.forward_together`: all calls pass a sub-layer before the next one is read."""
+        return self._together([self._admitted(*call) for call in calls])
+
+    def _together(self, calls: Sequence[tuple[Ids, Any, Want]]) -> list[Output]:
+        walks = [Walk(torch.from_numpy(ids), state or Carry(), want.trace, want.logits) for ids, state, want in calls]
+        self.model.advance(walks)
+        return [_output(walk, want) for walk, (_, _, want) in zip(walks, calls, strict=True)]
 
     @torch.no_grad()
     def replay(
@@ -106,20 +115,19 @@ class EquationSession(Session):
 
     def export_state(self, state: Carry) -> State:
         """The carry as arrays in the agreed layout (a copy)."""
-        att_shift, wkv, ffn_shift = (self._stack(state, name) for name in PARTS.values())
-        return State(att_shift, wkv, ffn_shift)
+        return exported(self.model.version, state, self.info.model)
 
     def import_state(self, state: State) -> Carry:
-        """The carry that continues from `state`."""
-        tensors = {}
-        for part, name in PARTS.items():
-            for layer, value in enumerate(state.parts()[part]):
-                tensors[f"blocks.{layer}.{name}"] = torch.from_numpy(np.array(value)).to(self.model.dtype)
-        return Carry(tensors)
+        """The carry that continues from `state`; its shapes are checked first."""
+        return imported(self.model.version, state, self.info.model, self.model.dtype)
 
-    def _stack(self, carry: Carry, name: str) -> np.ndarray[Any, Any]:
-        layers = range(self.info.model.n_layer)
-        return torch.stack([carry.tensors[f"blocks.{layer}.{name}"] for layer in layers]).numpy()
+
+def _output(walk: Walk, want: Want) -> Output:
+    return Output(
+        logits=walk.head.numpy() if walk.head is not None and want.fetch else None,
+        state=Carry(walk.after) if want.state else None,
+        trace={name: value.numpy() for name, value in walk.trace.items()},
+    )
 
 
 def _tensors(arrays: Mapping[str, Array]) -> dict[str, torch.Tensor]:
@@ -130,28 +138,6 @@ def open_reference(weights: Weights, *, device: str = "cpu", dtype: str = "f64",
     """The truth: every equation in float64."""
     del device  # the CPU only: float64 is slow or missing elsewhere
     return EquationSession(weights, "reference-f64", dtype, threads)
-
-
-def open_honest(
-    weights: Weights, *, device: str = "cpu", dtype: str = "bf16", threads: int = 0, argument: str = ""
-) -> EquationSession:
-    """An honest implementation in `dtype`, randomly rounded.
-
-    Args:
-        weights: the checkpoint.
-        device: "cpu".
-        threads: of torch; 0 leaves it as it is.
-        dtype: the format whose rounding is applied.
-        argument: seed of the rounding, an integer; rows of a batch are rounded independently, and written in one
-            public form of the equations after another.
-    """
-    del device
-    if argument and not argument.isdecimal():
-        raise UsageError(f"honest:SEED takes an integer seed, got {argument!r}.")
-    version = VERSIONS[weights.facts.version]
-    seed = int(argument or 0)
-    rounding = honest(dtype, seed, version.KEPT_F32)
-    return EquationSession(weights, "honest", "f32", threads, rounding, dtype, varied(seed), shown=dtype)
 
 
 def _memory() -> int:

@@ -12,6 +12,8 @@ import math
 from torch import Tensor, linalg
 from torch.nn.functional import layer_norm, linear
 
+from backends.reference.walk import Table, Version
+
 DECAY_SCALE = math.exp(-0.5)  # the decay exponent's bound: w > exp(-DECAY_SCALE) = 0.5452
 LN_EPS = 1e-5
 GROUP_NORM_EPS = 64e-5  # 1e-5 * 8^2: training divides the input by 8; does not scale with N
@@ -140,6 +142,11 @@ def state(state_prev: Tensor, w: Tensor, kk: Tensor, a: Tensor, k: Tensor, v: Te
     return state_prev * w.unsqueeze(-2) - removed * (kk * a).unsqueeze(-2) + v.unsqueeze(-1) * k.unsqueeze(-2)
 
 
+def state_start(heads: int, ln_x_weight: Tensor) -> Tensor:  # (H, N, N), before the first token
+    N = len(ln_x_weight) // heads
+    return ln_x_weight.new_zeros(heads, N, N)
+
+
 def y(state: Tensor, r: Tensor, heads: int) -> Tensor:  # reads the state *after* it was written
     return (state @ split(r, heads).unsqueeze(-1)).squeeze(-1).flatten(-2)
 
@@ -203,17 +210,29 @@ def head(ln_out: Tensor, head_weight: Tensor) -> Tensor:  # (..., V) logits
 # Tables in the order of evaluation: tensor name -> equation. A tensor's full name is "blocks.3.att." or
 # "blocks.3.ffn." and the name here; those of EMBED and HEAD stand alone.
 
-EMBED = {"emb": emb, "ln0": ln0}
-TIME_MIX = {
+EMBED: Table = {"emb": emb, "ln0": ln0}
+TIME_MIX: Table = {
     "ln1": ln1, "shift": att_shift, "xr": xr, "xw": xw, "xk": xk, "xv": xv, "xa": xa, "xg": xg,
     "r": r, "w_lora": w_lora, "w_raw": w_raw, "w": w, "k_raw": k_raw, "kk": kk, "a_lora": a_lora, "a": a, "k": k,
     "v_raw": v_raw, "v_lora": v_lora, "v": v, "g_lora": g_lora, "g": g,
     "state": state, "y": y, "ln_x": ln_x, "bonus": bonus, "out": att_out, "res": res,
 }  # fmt: skip
-TIME_MIX_LAYER0 = {name: v_layer0 if name == "v" else eq for name, eq in TIME_MIX.items() if name != "v_lora"}
-CHANNEL_MIX = {
+TIME_MIX_LAYER0: Table = {name: v_layer0 if name == "v" else eq for name, eq in TIME_MIX.items() if name != "v_lora"}
+CHANNEL_MIX: Table = {
     "ln2": ln2, "shift": ffn_shift, "xk": ffn_xk, "k": ffn_k, "act": ffn_act, "out": ffn_out, "res": res,
 }  # fmt: skip
-HEAD = {"ln_out": ln_out, "head": head}
+HEAD: Table = {"ln_out": ln_out, "head": head}
 
 KEPT_F32 = frozenset({"w", "state"})  # what a low-precision port must not round: decay and WKV state
+
+VERSION = Version(
+    embed=EMBED,
+    block={"att": TIME_MIX, "ffn": CHANNEL_MIX},
+    head=HEAD,
+    kept_f32=KEPT_F32,
+    start={"att.state": state_start},
+    carried={"att_shift": "att.ln1", "wkv": "att.state", "ffn_shift": "ffn.ln2"},
+    first_block={"att": TIME_MIX_LAYER0},
+    outside={"v_first": "blocks.0.att.v"},
+    unused=frozenset({"blocks.0.att.v0", "blocks.0.att.v1", "blocks.0.att.v2"}),  # training code saves them
+)

@@ -3,9 +3,9 @@
 A module has three functions. `collect` runs a session and returns samples; `compare` turns a sample and
 the truth's into numbers; `observe` turns them into evidence for tables and plots. Honest runs go through
 the same three, many runs as the rows of one batch. A module may also offer `independent` (a truth that is
-not the reference's), `band` (evidence over all honest runs), `bands` with `band_facts` (whatever else it keeps
-of honest runs, taken when a candidate asks for it), and `ALONE = True` (there is no truth: a subject is compared
-with itself).
+not the reference's), `band` (evidence over all honest runs), `bands` with `band_facts`, `arrays_of` and `bands_of`
+(whatever else it keeps of honest runs, taken when a candidate asks for it), and `ALONE = True` (there is no truth:
+a subject is compared with itself).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -165,6 +165,27 @@ def _errors_only(session: Session, context: Context, truth: Sample, rows: int) -
     return [{key: sample[key] for key in ("contributed", "total")} for sample in samples]
 
 
+def arrays_of(found: Bands) -> dict[str, Array]:
+    """Bands as arrays that a file can hold; inverse of `bands_of`."""
+    arrays: dict[str, Array] = {"facts": np.array([found.reach, found.runs])}
+    for part in ("contributed", "total"):
+        for name, error in getattr(found, part).items():
+            arrays[f"{part}/{name}"] = np.stack([error.rms, error.largest, error.size])
+            arrays[f"{part}/{name}/whole"] = np.array([error.factor, error.share])
+    return arrays
+
+
+def bands_of(arrays: Mapping[str, Array]) -> Bands:
+    """Bands from arrays; inverse of `arrays_of`."""
+
+    def errors(part: str) -> dict[str, Error]:
+        names = [n.removeprefix(part) for n in arrays if n.startswith(part) and not n.endswith("/whole")]
+        return {n: Error(*arrays[part + n], *map(float, arrays[f"{part}{n}/whole"])) for n in names}
+
+    reach, runs = arrays["facts"]
+    return Bands(errors("contributed/"), errors("total/"), float(reach), int(runs))
+
+
 def band_facts(found: Bands) -> dict[str, Any]:
     """What a record keeps of the bands: per tensor the median over tokens."""
     return {

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from backends.base import Session, State, Want
+from harness.formats import held_in, significant_bits
 from harness.measures.base import Context, Evidence, Number, Sample
 
 WORK = 2e12
@@ -54,17 +55,18 @@ def _restored(session: Session, handle: Any, saved: State, tokens: Any) -> float
 
 def _zero(session: Session, shape: State, tokens: Any) -> float:
     """Largest logit difference between no state and a state of zeros."""
-    zeros = {name: np.zeros_like(part) for name, part in shape.parts().items()}
-    own = State(**{name: zeros.pop(name) for name in ("att_shift", "wkv", "ffn_shift")}, extra=zeros)
     fresh = session.forward(tokens).logits
-    from_zero = session.forward(tokens, session.import_state(own)).logits
+    from_zero = session.forward(tokens, session.import_state(shape.zeros())).logits
     assert fresh is not None
     assert from_zero is not None
     return float(np.max(np.abs(fresh.astype(np.float64) - from_zero)))
 
 
 def compare(got: Sample, truth: Sample, context: Context) -> list[Number]:
-    """`growth` of the size from first to last position, `not_finite` entries, differences after restoring."""
+    """`growth` of the size from first to last position, `not_finite` entries, differences after restoring.
+
+    `wkv_bits` are the significant bits that the WKV state uses; left out where too few entries tell.
+    """
     del truth, context
     sizes = [state.nbytes for state in got["states"]]
     broken = sum(int((~np.isfinite(part)).sum()) for state in got["states"] for part in state.parts().values())
@@ -75,6 +77,10 @@ def compare(got: Sample, truth: Sample, context: Context) -> list[Number]:
         Number("restored_max_abs", got["restored"], "logit"),
         Number("zero_max_abs", got["zero"], "logit"),
     ]
+    wkv = got["states"][-1].wkv
+    if bits := significant_bits(wkv):
+        held = held_in(wkv)
+        numbers.append(Number("wkv_bits", float(bits), "bit", f"every entry fits into {held}" if held else ""))
     if "decay" in got:
         numbers += [Number("decay_min", got["decay"][0]), Number("decay_max", got["decay"][1])]
     return numbers
@@ -83,7 +89,8 @@ def compare(got: Sample, truth: Sample, context: Context) -> list[Number]:
 def observe(got: Sample, truth: Sample, context: Context) -> Evidence:
     """Size and magnitude by position."""
     del truth, context
-    rms = [float(np.sqrt(np.mean(state.wkv.astype(np.float64) ** 2))) for state in got["states"]]
+    memories = [state.wkv if state.wkv.size else state.extra["memory"][:, :, :2] for state in got["states"]]
+    rms = [float(np.sqrt(np.mean(memory.astype(np.float64) ** 2))) for memory in memories]
     yield (
         "state",
         {

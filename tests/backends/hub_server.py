@@ -15,8 +15,9 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class Hub:
     """What the server holds and what it was asked for.
 
-    `cut` names files whose next download ends after half of the bytes; `lost` names files that are listed
-    and cannot be had.
+    `cut` names files whose next download ends after half of the bytes, `dying` those of which every one does; `lost`
+    names files that are listed and cannot be had, `forged` those whose content is not what their hash says, `barred`
+    those that ask for a licence although their repository is open.
     """
 
     address: str
@@ -24,6 +25,9 @@ class Hub:
     gated: set[str] = field(default_factory=set)
     cut: set[str] = field(default_factory=set)
     lost: set[str] = field(default_factory=set)
+    dying: set[str] = field(default_factory=set)
+    forged: set[str] = field(default_factory=set)
+    barred: set[str] = field(default_factory=set)
     asked: list[str] = field(default_factory=list)
 
 
@@ -64,15 +68,19 @@ class _Handler(BaseHTTPRequestHandler):
         return self._send(200, json.dumps({"id": repo, "sha": COMMIT, "siblings": files}).encode(), {})
 
     def _file(self, hub: Hub, name: str, data: bytes) -> None:
-        headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        if name in hub.barred:
+            return self._error(403, "GatedRepo")
+        digest = hashlib.sha256(b"" if name in hub.forged else data).hexdigest()
+        headers = {"ETag": f'"{digest}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        dying = name in hub.dying and self.command == "GET"
         wanted = self.headers.get("Range")
         if wanted:
             begin = int(wanted.removeprefix("bytes=").partition("-")[0])
             headers["Content-Range"] = f"bytes {begin}-{len(data) - 1}/{len(data)}"
-            return self._send(206, data[begin:], headers)
+            return self._send(206, data[begin:], headers, short=dying)
         short = name in hub.cut and self.command == "GET"
         hub.cut -= {name} if short else set()
-        return self._send(200, data, headers, short=short)
+        return self._send(200, data, headers, short=short or dying)
 
     def _error(self, status: int, code: str) -> None:
         self._send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code})

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from backends import convert
 from backends.checkpoint import assemble, open_checkpoint
 from backends.errors import InputError, UsageError
+from backends.model_config import TORCH_NAMES
 from backends.readers import Source, in_memory
 from backends.weights import DTYPES, Tensor, Weights
 from tests.backends import files
@@ -102,7 +103,8 @@ def test_every_version_has_its_official_shapes(tmp_path: Path, version: str) -> 
     weights = assemble("m", Source(files.unread(shapes)))
     path = convert.save(weights, tmp_path / "m.safetensors", "safetensors")
     assert {name: tuple(tensor.shape) for name, tensor in load_file(path).items()} == shapes
-    assert (tmp_path / "config.json").exists() is (version == "7")
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["hidden_size"], config["num_hidden_layers"], config["vocab_size"]) == (files.C, files.L, files.V)
     if version != "7":
         with pytest.raises(InputError, match=f"only RWKV-7 has HF names here; m is RWKV-{version}"):
             convert.save(weights, tmp_path / "hf", "hf")
@@ -156,14 +158,14 @@ def test_a_checkpoint_may_be_written_over_itself(tmp_path: Path, weights: Weight
         (
             lambda w, d: convert.save(w, d / "m", "gguf"),
             UsageError,
-            r"unknown format 'gguf'.*Known: hf, pth, safetensors",
+            r"unknown format 'gguf'.*Known: hf, prepared, pth, safetensors",
         ),
         (
             lambda w, d: convert.save(w, d / "m", "pth", "fp32"),
             UsageError,
             r"unknown number format 'fp32'. Did you mean f32",
         ),
-        (lambda w, d: convert.save(w, d, "hf"), InputError, "exists already: give the HF folder a new name"),
+        (lambda w, d: convert.save(w, d, "hf"), InputError, "exists already: give the folder a new name"),
         (lambda w, d: convert.save(w, d / "occupied" / "m.pth", "pth"), InputError, r"m\.pth cannot be written: "),
         (lambda w, d: convert.save(w, d, "safetensors"), InputError, "cannot be written: "),
     ],
@@ -184,4 +186,4 @@ def test_an_empty_folder_may_become_the_hf_folder(tmp_path: Path, weights: Weigh
 
 
 def test_short_names_cover_all_formats() -> None:
-    assert convert._SAFETENSORS.keys() == convert._TORCH_NAMES.keys() == DTYPES.keys()
+    assert convert._SAFETENSORS.keys() == TORCH_NAMES.keys() == DTYPES.keys()

@@ -23,18 +23,15 @@ from backends.reference.forms import FORMS, varied
 from backends.reference.session import EquationSession
 from backends.tokenizer import Bytes
 from backends.weights import Weights
+from tests.harness.shorts import short_names
 
 ALL = Want(logits="all", state=True, trace=("*",))
 TOKENS = np.frombuffer(
     b"def fibonacci(n):\n    if n < 2:\n        return n  # the Eiffel tower", dtype=np.uint8
 ).astype(np.int64)
-BY_EQUATION = [name for name, fault in FAULTS.items() if fault.entry.kind == EQUATION]
-SHORT = {
-    *v7.EMBED,
-    *v7.HEAD,
-    *(f"att.{name}" for name in v7.TIME_MIX),
-    *(f"ffn.{name}" for name in v7.CHANNEL_MIX),
-}
+SEVEN = {name: fault for name, fault in FAULTS.items() if "7" in fault.entry.versions}
+BY_EQUATION = [name for name, fault in SEVEN.items() if fault.entry.kind == EQUATION]
+FORMS_OF_SEVEN = [name for name, fault in EQUIVALENTS.items() if "7" in fault.entry.versions]
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +88,11 @@ def test_the_catalogue_is_as_large_as_it_claims_and_says_where_each_was_met() ->
 
 def test_a_row_names_a_tensor_that_exists() -> None:
     for fault in (*FAULTS.values(), *EQUIVALENTS.values()):
-        expected = {fault.entry.kind} if fault.entry.kind in (TOKENIZER, SAMPLER) else SHORT
-        assert fault.tensor in expected, fault.name
         assert fault.entry.equivalent == (fault.name in EQUIVALENTS)
+        if fault.entry.kind not in (TOKENIZER, SAMPLER):
+            assert all(fault.tensor in short_names(version) for version in fault.entry.versions), fault.name
+        else:
+            assert fault.tensor == fault.entry.kind
 
 
 def test_both_lists_are_found_by_name() -> None:
@@ -115,8 +114,8 @@ def test_code_without_a_row_is_refused() -> None:
 def test_overrides_match_tensors_of_the_model(weights: Weights) -> None:
     """A pattern that matches nothing would plant nothing."""
     model = exact(weights).model
-    for name in (*BY_EQUATION, *EQUIVALENTS):
-        for pattern, equation in plant.overrides(name).items():
+    for name in (*BY_EQUATION, *FORMS_OF_SEVEN):
+        for pattern, equation in plant.overrides(name, "7").items():
             model.overrides = {pattern: equation}
             spoiled = {full for full in model.names() if model.equation(full, _never) is not _never}
             assert spoiled, f"{name}: {pattern}"
@@ -131,22 +130,22 @@ def _never() -> torch.Tensor:
 
 @pytest.mark.parametrize("name", BY_EQUATION)
 def test_a_mistake_changes_the_logits(weights: Weights, sound: Array, name: str) -> None:
-    found = logits(exact(weights, FAULTS[name].overrides))
+    found = logits(exact(weights, FAULTS[name].overrides()))
     assert found.shape == sound.shape
     assert not np.abs(found - sound).max() < 1e-5  # a NaN is a change too
 
 
-@pytest.mark.parametrize("name", EQUIVALENTS)
+@pytest.mark.parametrize("name", FORMS_OF_SEVEN)
 def test_an_equivalent_does_not(weights: Weights, sound: Array, name: str) -> None:
-    found = logits(exact(weights, EQUIVALENTS[name].overrides))
+    found = logits(exact(weights, EQUIVALENTS[name].overrides()))
     allowed = {"w-0.606531": 1e-6, "kk-root-1e-12": 1e-6}.get(name, 1e-8)  # six digits; 1e-12 beside a norm of 4e-3
     assert np.abs(found - sound).max() < allowed
     assert name == "kk-norm-plus-1e-12" or not np.array_equal(found, sound) or name in ("ffn-clamp", "ln-x-divided")
 
 
 def test_the_value_residual_of_the_layer_before(weights: Weights) -> None:
-    session = exact(weights, FAULTS["v-residual-previous"].overrides)
-    other = exact(weights, FAULTS["v-residual-previous"].overrides)
+    session = exact(weights, FAULTS["v-residual-previous"].overrides())
+    other = exact(weights, FAULTS["v-residual-previous"].overrides())
     trace = session.forward(TOKENS, want=ALL).trace
     other.forward(TOKENS[::-1].copy(), want=ALL)  # sessions must not hand values to each other
     tensors = {name: torch.from_numpy(value) for name, value in trace.items()}
@@ -157,7 +156,7 @@ def test_the_value_residual_of_the_layer_before(weights: Weights) -> None:
 
 
 def test_reading_the_old_state_reaches_across_blocks_and_calls(weights: Weights) -> None:
-    session = exact(weights, FAULTS["y-old-state"].overrides)
+    session = exact(weights, FAULTS["y-old-state"].overrides())
     tokens = np.resize(TOKENS, 2 * BLOCK + 3)
     one = session.forward(tokens[:BLOCK], want=ALL)
     two = session.forward(tokens[BLOCK:], one.state, ALL)
@@ -168,7 +167,7 @@ def test_reading_the_old_state_reaches_across_blocks_and_calls(weights: Weights)
 
 
 def test_the_first_token_is_known_by_the_zeros_before_it(weights: Weights) -> None:
-    session = exact(weights, FAULTS["shift-first-token"].overrides)
+    session = exact(weights, FAULTS["shift-first-token"].overrides())
     one = session.forward(TOKENS[:5], want=ALL)
     two = session.forward(TOKENS[5:], one.state, ALL)
     assert np.array_equal(one.trace["blocks.0.att.shift"][:, 0], one.trace["blocks.0.att.ln1"][:, 0])
@@ -176,7 +175,7 @@ def test_the_first_token_is_known_by_the_zeros_before_it(weights: Weights) -> No
 
 
 def test_a_batch_leaks_from_its_first_row_only(weights: Weights) -> None:
-    session = exact(weights, FAULTS["state-batch-leak"].overrides)
+    session = exact(weights, FAULTS["state-batch-leak"].overrides())
     assert FAULTS["state-batch-leak"].entry.kind == BATCH
     alone, sound = logits(session), logits(exact(weights))
     assert np.array_equal(alone, sound)
@@ -188,7 +187,7 @@ def test_a_batch_leaks_from_its_first_row_only(weights: Weights) -> None:
 # ---- between two calls --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", HANDOVERS)
+@pytest.mark.parametrize("name", [name for name in HANDOVERS if name in SEVEN])
 def test_a_state_is_spoiled_on_its_way_and_the_one_passed_in_is_not(weights: Weights, name: str) -> None:
     assert FAULTS[name].entry.kind == CARRY
     session, honest = opened(weights, name), opened(weights, "ffn-clamp")
@@ -303,7 +302,7 @@ def test_stops_are_passed_on(weights: Weights) -> None:
 def test_float64_shows_a_mistake_without_any_rounding(weights: Weights) -> None:
     found = logits(opened(weights, "bonus-raw-key", "f64"))
     assert found.dtype == np.float64
-    assert np.array_equal(found, logits(exact(weights, FAULTS["bonus-raw-key"].overrides)))
+    assert np.array_equal(found, logits(exact(weights, FAULTS["bonus-raw-key"].overrides())))
 
 
 def test_a_fault_says_what_it_is(weights: Weights) -> None:
@@ -331,7 +330,7 @@ def test_a_pair_is_more_than_either(weights: Weights, pair: tuple[str, str]) -> 
         again = session.forward(TOKENS[30:], out.state, Want(logits="all"))
         return np.concatenate([out.logits, again.logits], axis=1)
 
-    patterns = [set(plant.overrides(name)) for name in pair]
+    patterns = [set(plant.overrides(name, "7")) for name in pair]
     assert not patterns[0] & patterns[1], "one would replace the other"
     both, one, other = run("+".join(pair)), run(pair[0]), run(pair[1])
     assert all(np.abs(both - single).max() > 1e-4 for single in (one, other))
@@ -355,6 +354,7 @@ def test_low_precision_is_rounded_by_seed(weights: Weights, sound: Array) -> Non
         ("w-v6?seed=x", "takes NAME"),
         ("w-v7", "unknown fault 'w-v7'. Did you mean w-v6"),
         ("w-v6+", "unknown fault ''"),
+        ("maa-order", "fault 'maa-order' is one of RWKV 6; this checkpoint is RWKV-7"),
     ],
 )
 def test_a_wrong_name_is_a_usage_error(weights: Weights, argument: str, words: str) -> None:

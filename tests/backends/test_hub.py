@@ -165,3 +165,111 @@ def test_the_settings_of_the_environment(server: Hub, tmp_path: Path) -> None:
     assert opened("lab/whole", HF_ENDPOINT=server.address, HF_HUB_OFFLINE="1") == "2"
     assert "could not be asked for lab/single" in opened("lab/single", HF_ENDPOINT=server.address, HF_HUB_OFFLINE="1")
     assert len(server.asked) == asked
+
+
+def _file(server: Hub, text: str, cache: Path) -> Path:
+    return _fetch(text, server.address, cache)
+
+
+def test_a_file_that_is_not_what_the_hub_says(server: Hub, tmp_path: Path) -> None:
+    server.forged.add("two.safetensors")
+    with pytest.raises(InputError, match=r"two\.safetensors is not what the hub says it is: another hash"):
+        _file(server, "lab/files/two.safetensors", tmp_path)
+    assert not list(tmp_path.rglob("two.safetensors"))
+    server.forged.clear()
+    assert _file(server, "lab/files/two.safetensors", tmp_path).read_bytes() == b"bytes of two" * 1000
+
+
+def test_a_file_that_rots_in_the_cache_is_found_when_asked(server: Hub, tmp_path: Path) -> None:
+    path = _file(server, "lab/files/two.safetensors", tmp_path)
+    assert hub.verify(path)
+    path.resolve().write_bytes(b"bytes of two" * 999 + b"bytes of 2!!")
+    assert _file(server, "lab/files/two.safetensors", tmp_path) == path  # opening trusts the cache
+    with pytest.raises(InputError, match=r"another hash\. It was removed"):
+        hub.verify(path)
+    assert hub.verify(_file(server, "lab/files/two.safetensors", tmp_path))
+
+
+def test_what_the_cache_says_nothing_about(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_bytes(b"x")
+    assert not hub.verify(tmp_path / "plain")
+
+
+def test_the_hash_of_small_files_is_gits(tmp_path: Path) -> None:
+    blob = tmp_path / "b6fc4c620b67d95f953a5c1c1230aaab5db5a1b0"  # `printf hello | git hash-object --stdin`
+    blob.write_bytes(b"hello")
+    (tmp_path / "config.json").symlink_to(blob)
+    assert hub.verify(tmp_path / "config.json")
+
+
+def test_a_licence_asked_for_one_file(server: Hub, tmp_path: Path) -> None:
+    server.barred.add("two.safetensors")
+    with pytest.raises(InputError, match=r"lab/files asks for an accepted licence"):
+        _file(server, "lab/files/two.safetensors", tmp_path)
+
+
+def test_a_connection_that_keeps_breaking_leaves_nothing_half(
+    server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 512)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    server.dying.add("two.safetensors")
+    with pytest.raises(InputError, match=r"could not be downloaded.*try again"):
+        _file(server, "lab/files/two.safetensors", tmp_path)
+    server.dying.clear()
+    assert _file(server, "lab/files/two.safetensors", tmp_path).read_bytes() == b"bytes of two" * 1000
+
+
+RELEASES = {
+    "BlinkDL/rwkv7-g1": ["README.md", "rwkv7-g1d-0.1b-20260129-ctx8192.pth", "rwkv7-g1j-1.5b-20260831-ctx16384.pth"],
+    "DanielClough/rwkv7-g1-safetensors": [
+        "rwkv7-g1d-1.5b-20260212-ctx8192.safetensors",
+        "rwkv7-g1d-1.5b-20260301-ctx8192.safetensors",
+    ],
+}
+
+
+@pytest.fixture
+def releases(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+    with serving({repo: {file: file.encode() for file in files} for repo, files in RELEASES.items()}) as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("name", "ident"),
+    [
+        ("rwkv7-g1d-0.1b", "BlinkDL/rwkv7-g1/rwkv7-g1d-0.1b-20260129-ctx8192.pth"),
+        ("rwkv7-g1j-1.5b", "BlinkDL/rwkv7-g1/rwkv7-g1j-1.5b-20260831-ctx16384.pth"),
+        ("rwkv7-g1d-1.5b", "DanielClough/rwkv7-g1-safetensors/rwkv7-g1d-1.5b-20260301-ctx8192.safetensors"),
+    ],
+)
+def test_a_release_is_the_newest_file_of_its_name(releases: Hub, tmp_path: Path, name: str, ident: str) -> None:
+    assert str(hub.resolve(name, endpoint=releases.address, cache=tmp_path)) == ident
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("rwkv7-g1d-0.2b", r"no release is called 'rwkv7-g1d-0\.2b'\. Did you mean rwkv7-g1d-0\.1b"),
+        ("eagle7b", r"eagle7b is not in the cache, and the hub could not be asked \(there is neither a path"),
+        ("rwkv7-g9z-77b", r"no release is called.* There are: rwkv7-g1d-0\.1b, rwkv7-g1d-1\.5b, rwkv7-g1j-1\.5b"),
+    ],
+)
+def test_a_release_that_is_not_there(releases: Hub, tmp_path: Path, name: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        hub.resolve(name, endpoint=releases.address, cache=tmp_path)
+
+
+def test_a_release_out_of_reach_is_found_in_the_cache(releases: Hub, tmp_path: Path) -> None:
+    ident = hub.resolve("rwkv7-g1d-1.5b", endpoint=releases.address, cache=tmp_path)
+    path = hub.fetch(ident, endpoint=releases.address, cache=tmp_path)
+    assert hub.resolve("rwkv7-g1d-1.5b", endpoint=UNREACHABLE, cache=tmp_path) == ident
+    assert hub.fetch(ident, endpoint=UNREACHABLE, cache=tmp_path) == path
+    with pytest.raises(InputError, match=r"rwkv7-g1d-0\.1b is not in the cache, and the hub could not be asked"):
+        hub.resolve("rwkv7-g1d-0.1b", endpoint=UNREACHABLE, cache=tmp_path / "empty")
+
+
+def test_a_release_that_is_a_whole_repository(tmp_path: Path) -> None:
+    name = "RWKV/RWKV7-Goose-World3-1.5B-HF"
+    assert str(hub.resolve(name, endpoint=UNREACHABLE, cache=tmp_path)) == name

@@ -6,7 +6,7 @@ import pytest
 
 from backends import registry
 from backends.base import Session
-from backends.errors import BackendError, HarnessError, InputError, UsageError
+from backends.errors import BackendError, HarnessError, InputError, Unsupported, UsageError
 from tests.backends.random_model import as_weights, random_rwkv7
 
 
@@ -71,7 +71,7 @@ def test_opening_names_what_is_in_the_way(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(registry, "table", lambda: rows)
     with pytest.raises(BackendError, match="not available: no card"):
         registry.open_session(registry.parse("absent"), weights)
-    with pytest.raises(BackendError, match="serves RWKV 4, not 7"):
+    with pytest.raises(Unsupported, match="serves RWKV 4, not 7"):
         registry.open_session(registry.parse("old"), weights)
 
 

@@ -10,6 +10,7 @@ from backends import registry, synthetic
 from backends.base import Want
 from backends.checkpoint import assemble, open_checkpoint
 from backends.errors import InputError
+from backends.sizes import Size
 from backends.weights import Weights
 
 PARAMETERS = {
@@ -43,7 +44,7 @@ def test_unknown_size_names_what_exists() -> None:
 
 
 def _small(seed: int = 0, L: int = 3) -> Weights:
-    return assemble("small", synthetic.of_sizes(synthetic.Size(L, 128, (16, 12, 8, 24)), seed, vocab=512))
+    return assemble("small", synthetic.of_sizes(Size(L, 128, (16, 12, 8, 24)), seed, vocab=512))
 
 
 def test_values_depend_on_seed_and_name_only() -> None:

@@ -1,6 +1,6 @@
 """Backends that are wrong in one way each, put into the registry for the length of a test."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from backends import registry
-from backends.base import Ids, Output, Session, State, Want
+from backends.base import Array, Ids, Output, Session, State, Want
+from backends.prompts import render
 from backends.reference import v7
 from backends.reference.session import EquationSession
+from backends.sampling import Params, Sampler
 from backends.weights import Weights
 
 
@@ -24,6 +26,38 @@ class Broken(EquationSession):
 
     def _forward(self, tokens: Ids, state: Any, want: Want) -> Output:
         return self.spoil(super()._forward(tokens, state, want))
+
+
+class OwnSampling:
+    """A sampler and templates as the official ones are."""
+
+    semantics = "official"
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def probabilities(
+        self, logits: Array, prompt: Sequence[int], generated: Sequence[int], parameters: Mapping[str, float]
+    ) -> Array:
+        typed: dict[str, Any] = dict(parameters)
+        sampler = Sampler(Params(**typed), self.semantics, tokenizer=self.tokenizer)
+        sampler.start(prompt)
+        for token in generated:
+            sampler.counts.add(token)
+        return sampler.probabilities(logits).astype(np.float32)
+
+    def render(self, template: str, prompt: str, system: str, suffix: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(render(template, prompt, system, suffix, self.semantics))
+        return ids
+
+
+class Right(Broken):
+    """Broken in no way, with a sampler of its own."""
+
+    def __init__(self, weights: Weights) -> None:
+        super().__init__(weights, lambda out: out)
+        self.sampling = OwnSampling(self.tokenizer)
+        self.info = replace(self.info, abilities=self.info.abilities | {"sampler"})
 
 
 class WritesIntoItsInput(EquationSession):
@@ -89,7 +123,7 @@ def _unopenable(weights: Weights) -> Session:
 
 
 KINDS: dict[str, Callable[[Weights], Session]] = {
-    "right": lambda w: Broken(w, lambda out: out),
+    "right": Right,
     "double": lambda w: EquationSession(w, "double", "f64"),
     "wrong": lambda w: Broken(w, lambda out: out, overrides={"blocks.*.att.w": early_decay}),
     "nan": lambda w: Broken(w, nan),

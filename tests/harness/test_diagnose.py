@@ -62,12 +62,12 @@ def port(weights: Weights, *names: str, dtype: str = "f32") -> Session:
     """A program with known mistakes that rounds otherwise than the catalogue's own."""
     session = FaultSession(weights, [PLANTED[name] for name in names], dtype, 1, seed=SEED)
     if dtype == "f32":
-        session.model.rounding = honest("f32", SEED, VERSIONS["7"].KEPT_F32)
+        session.model.rounding = honest("f32", SEED, VERSIONS["7"].kept_f32)
     return session
 
 
 def outsider(weights: Weights, name: str) -> Session:
-    rounding = honest("f32", SEED, VERSIONS["7"].KEPT_F32)
+    rounding = honest("f32", SEED, VERSIONS["7"].kept_f32)
     return EquationSession(weights, name, "f32", 1, rounding, "", MISTAKES[name], shown="f32")
 
 
@@ -78,7 +78,7 @@ def blind(session: Session) -> Session:
 
 def shown() -> list[str]:
     kinds = ("equation", "batch", "carry")
-    return [name for name, entry in FAULTS.items() if entry.kind in kinds]
+    return [name for name, entry in FAULTS.items() if entry.kind in kinds and "7" in entry.versions]
 
 
 def test_from_f32_logits_the_right_fault_comes_first(clinic: Clinic, weights: Weights) -> None:
@@ -171,6 +171,48 @@ def test_rows_that_leak_into_each_other_are_seen_though_every_tensor_is_right(cl
     assert found.first is None
     assert found.cause == ("state-batch-leak",)
     assert where(found).startswith("All ")
+
+
+@pytest.mark.parametrize("traced", [True, False])
+@pytest.mark.parametrize(
+    ("subject", "held", "cause"),
+    [
+        ("honest:5?form=official&state=bf16@bf16", "bf16", ("state-bf16",)),
+        ("honest:6?form=plain&state=bf16@bf16", "bf16", ("state-bf16",)),
+        ("honest:7?state=f16@bf16", "f16", ()),
+    ],
+)
+def test_a_state_in_low_precision_is_named_by_its_entries(
+    clinic: Clinic, weights: Weights, subject: str, held: str, cause: tuple[str, ...], traced: bool
+) -> None:
+    with open_session(parse(subject), weights, 1) as session:
+        found = clinic.examine(session if traced else blind(session), faults=not traced)
+    assert (found.held, found.cause, found.tensor) == (held, cause, "att.state")
+    assert found.astray
+    assert "where float32 has 24; keep it in float32; compare with att.state =" in what(found)
+    assert found.first is not None or where(found).startswith(f"The WKV state is held in {held}: every entry")
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_the_official_semantics_with_a_float32_state_have_nothing_to_explain(
+    clinic: Clinic, weights: Weights, seed: int
+) -> None:
+    with open_session(parse(f"honest:{seed}?form=official@bf16"), weights, 1) as session:
+        found = clinic.examine(session)
+    assert (found.astray, found.held, found.first) == (False, "", None)
+
+
+@pytest.mark.parametrize("name", ["edge-state-bf16", "edge-shift", "edge-layers"])
+def test_a_mistake_between_two_calls_is_named_by_replay_in_bf16(clinic: Clinic, weights: Weights, name: str) -> None:
+    found = clinic.examine(port(weights, name, dtype="bf16"), faults=False)
+    assert found.first is not None
+    assert (found.first.token, found.cause, found.by) == (EDGE, (name,), "replay")
+
+
+def test_what_is_handed_over_is_not_guessed_from_part_of_it(clinic: Clinic) -> None:
+    assert (
+        clinic._handed_over("edge-state", {"blocks.0.att.state": np.zeros((TOKENS, 1))}, "blocks.0.att.state") is None
+    )
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])

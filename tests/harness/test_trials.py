@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch
 
 from backends.base import Want
 from backends.errors import BackendError, HarnessError, InputError, UsageError
-from backends.fault_list import EQUIVALENTS, FAULTS
+from backends.fault_list import FAULTS, applying
 from harness import envelope, killtable, power, trials
 from harness.killtable import EQUIVALENT, FAULT, HONEST, Row, Table
 from harness.ledger import Ledger
@@ -77,7 +79,7 @@ def test_the_innocent_pass_and_the_margins_are_wide(table: Table) -> None:
 
 def test_every_row_of_the_catalogue_is_tried_once() -> None:
     tried = power.suspects("bf16", seeds=3)
-    assert [s.name for s in tried] == [*FAULTS, *EQUIVALENTS, "seed 1", "seed 2", "seed 3"]
+    assert [s.name for s in tried] == [*applying("7"), "seed 1", "seed 2", "seed 3"]
     assert len({s.backend for s in tried}) == len(tried)
     assert {s.backend for s in tried if s.role == HONEST} == {"honest:1", "honest:2", "honest:3"}
     assert not {s.kind for s in tried if s.role != FAULT} - {""}
@@ -171,6 +173,46 @@ def test_processes_share_the_work_and_keep_its_order() -> None:
 def test_a_process_that_dies_is_told_in_one_line() -> None:
     with pytest.raises(BackendError, match="a process died"), trials.crew("conformance", 2) as call:
         list(call(dies, [1]))
+
+
+def test_processes_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
+    """Nobody is left behind, not even by a signal that cannot be caught."""
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("this system has no /proc to look at")
+    script = tmp_path / "crew.py"
+    script.write_text(PARENT)
+    root = {**os.environ, "PYTHONPATH": str(Path(trials.__file__).parents[1])}
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=root) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        assert alive(child)
+        parent.kill()
+    until = time.monotonic() + 20
+    while alive(child) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not alive(child)
+
+
+PARENT = """
+import os, time
+from harness import trials
+
+def where(rig, number):
+    return os.getpid()
+
+if __name__ == "__main__":
+    with trials.crew("conformance", 2, threads=1) as call:
+        print(*call(where, [1]), flush=True)
+        time.sleep(60)
+"""
+
+
+def alive(process: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_an_error_in_a_process_arrives_as_itself(tmp_path: Path) -> None:

@@ -5,18 +5,18 @@ a row there and a function here.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy.typing as npt
 
 from backends import fault_list
-from backends.base import Ids, Output, Sampler, Tokenizer, Want, greedy
-from backends.errors import UsageError, unknown
+from backends.base import Array, Ids, Output, Sampler, Tokenizer, Want, greedy
+from backends.errors import UsageError
 from backends.fault_list import PAIRS, Entry
 from backends.reference.equations import Equation
-from backends.reference.faults import memory, mix, stream  # noqa: F401 - importing files their equations
+from backends.reference.faults import deep, diagonal, memory, mix, stream  # noqa: F401 - importing files their equations
 from backends.reference.faults.feeding import HANDOVERS, REQUESTS, TOKENIZERS, Handover, Request, hand_over
 from backends.reference.faults.plant import overrides
 from backends.reference.rounding import honest
@@ -52,10 +52,9 @@ class Fault:
         """Short name of the first tensor that is wrong."""
         return self.entry.tensor
 
-    @property
-    def overrides(self) -> Mapping[str, Equation]:
+    def overrides(self, version: str = "7") -> Mapping[str, Equation]:
         """Pattern of full tensor names -> the equation to use instead; made afresh where sessions must not share."""
-        return overrides(self.name)
+        return overrides(self.name, version)
 
 
 def _with_code(rows: Mapping[str, Entry]) -> dict[str, Fault]:
@@ -83,10 +82,11 @@ class FaultSession(EquationSession):
     def __init__(
         self, weights: Weights, faults: Sequence[Fault], dtype: str = "f32", threads: int = 0, seed: int = 0
     ) -> None:
-        kept = VERSIONS[weights.facts.version].KEPT_F32
+        kept = VERSIONS[weights.facts.version].kept_f32
         rounding = None if dtype in ("f32", "f64") else honest(dtype, seed, kept)
         evaluated = "f64" if dtype == "f64" else "f32"
-        planted = {pattern: equation for fault in faults for pattern, equation in fault.overrides.items()}
+        version = weights.facts.version
+        planted = {pattern: equation for fault in faults for pattern, equation in fault.overrides(version).items()}
         super().__init__(weights, "fault", evaluated, threads, rounding, dtype, planted, shown=dtype)
         self.faults = tuple(faults)
         notes = tuple(f"planted: {fault.entry.summary}" for fault in faults)
@@ -100,6 +100,17 @@ class FaultSession(EquationSession):
         if state is not None:
             state = hand_over(state, [fault.name for fault in self.faults])
         return super()._forward(tokens, state, want)
+
+    def replay(
+        self,
+        recorded: Mapping[str, Array],
+        tokens: npt.ArrayLike,
+        state: Any = None,
+        only: Collection[str] | None = None,
+    ) -> dict[str, Array]:
+        """See `Session.replay`; a state passes through what was planted."""
+        handed = state if state is None else hand_over(state, [fault.name for fault in self.faults])
+        return super().replay(recorded, tokens, handed, only)
 
     def generate(
         self, tokens: npt.ArrayLike, sampler: Sampler | None = None, max_new_tokens: int = 1, stop: Sequence[int] = ()
@@ -130,9 +141,6 @@ def open_fault(
     written = re.fullmatch(r"([^?]*)(?:\?seed=(\d+))?", argument)
     if written is None or not written[1]:
         raise UsageError(f"backend fault takes NAME[+NAME...][?seed=N], got {argument!r}.")
-    known = FAULTS | EQUIVALENTS
-    names = written[1].split("+")
-    for name in names:
-        if name not in known:
-            raise unknown("fault", name, known)
-    return FaultSession(weights, [known[name] for name in names], dtype, threads, int(written[2] or 0))
+    rows = [fault_list.pick(name, weights.facts.version).name for name in written[1].split("+")]
+    planted = [(FAULTS | EQUIVALENTS)[name] for name in rows]
+    return FaultSession(weights, planted, dtype, threads, int(written[2] or 0))

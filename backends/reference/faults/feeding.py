@@ -14,13 +14,18 @@ Handover = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 """What a state becomes on its way into the next call: full tensor name -> (B, ...)."""
 
 
+def drop(*parts: str) -> Handover:
+    """Parts of these names are not handed over at all."""
+    return lambda tensors: {name: value for name, value in tensors.items() if not name.endswith(parts)}
+
+
 def forget(part: str) -> Handover:
-    """Parts of that name are dropped: the next call starts them from zero."""
-    return lambda tensors: {name: value for name, value in tensors.items() if not name.endswith(part)}
+    """Parts of that name start the next call from zero."""
+    return change(part, torch.zeros_like)
 
 
-def change(part: str, how: Callable[[Tensor], Tensor]) -> Handover:
-    """Parts of that name are passed through `how`."""
+def change(part: str | tuple[str, ...], how: Callable[[Tensor], Tensor]) -> Handover:
+    """Parts of that name, or of these names, are passed through `how`."""
     return lambda tensors: {name: how(value) if name.endswith(part) else value for name, value in tensors.items()}
 
 
@@ -42,6 +47,9 @@ def _through_bf16(state: Tensor) -> Tensor:
     return state.to(torch.bfloat16).to(state.dtype)
 
 
+CACHE = ("qkv.k_lora", "qkv.v_lora", "tokens")
+"""What DEA keeps of every token."""
+
 HANDOVERS: Mapping[str, Handover] = {
     "edge-shift": forget("att.ln1"),
     "edge-ffn-shift": forget("ffn.ln2"),
@@ -51,6 +59,9 @@ HANDOVERS: Mapping[str, Handover] = {
     "edge-heads": change("att.state", lambda S: S.flip(1)),
     "edge-layers": swap("blocks.0.att.state", "blocks.1.att.state"),
     "edge-shifts-swapped": swap("att.ln1", "ffn.ln2"),
+    "edge-query": forget("qkv.q"),
+    "edge-cache": drop(*CACHE),
+    "edge-cache-short": change(CACHE, lambda z: z[:, :-1]),
 }
 """Fault -> what it does to a state that is passed in."""
 

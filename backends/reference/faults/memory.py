@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm, linear
 
+from backends.fault_list import GOOSE
 from backends.reference import v7
 from backends.reference.faults.mix import dealt
 from backends.reference.faults.plant import plant
@@ -24,7 +25,7 @@ def state_plus(state_prev: Tensor, w: Tensor, kk: Tensor, a: Tensor, k: Tensor, 
     return v7.state(state_prev, w, kk, -a, k, v, heads)
 
 
-@plant("state-decay-axis")
+@plant("state-decay-axis", versions=GOOSE)
 def state_decay_axis(state_prev: Tensor, w: Tensor, kk: Tensor, a: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     removed = state_prev @ column(kk, heads) * row(kk * a, heads)
     return state_prev * column(w, heads) - removed + column(v, heads) * row(k, heads)
@@ -54,12 +55,12 @@ def state_decay_first(state_prev: Tensor, w: Tensor, kk: Tensor, a: Tensor, k: T
     return v7.state(state_prev * row(w, heads), torch.ones_like(w), kk, a, k, v, heads)
 
 
-@plant("state-decay-last")
+@plant("state-decay-last", versions=GOOSE)
 def state_decay_last(state_prev: Tensor, w: Tensor, kk: Tensor, a: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return v7.state(state_prev, torch.ones_like(w), kk, a, k, v, heads) * row(w, heads)
 
 
-@plant("state-outer-swapped")
+@plant("state-outer-swapped", versions=GOOSE)
 def state_outer_swapped(
     state_prev: Tensor, w: Tensor, kk: Tensor, a: Tensor, k: Tensor, v: Tensor, heads: int
 ) -> Tensor:
@@ -71,19 +72,19 @@ def state_raw_key(state_prev: Tensor, w: Tensor, kk: Tensor, a: Tensor, k_raw: T
     return v7.state(state_prev, w, kk, a, k_raw, v, heads)
 
 
-@plant("state-bf16")
+@plant("state-bf16", versions=GOOSE)
 def state_bf16(state_prev: Tensor, w: Tensor, kk: Tensor, a: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return v7.state(state_prev, w, kk, a, k, v, heads).bfloat16().to(state_prev.dtype)
 
 
-@plant("state-heads-swapped")
+@plant("state-heads-swapped", versions=GOOSE)
 def state_heads_swapped(
     state_prev: Tensor, w: Tensor, kk: Tensor, a: Tensor, k: Tensor, v: Tensor, heads: int
 ) -> Tensor:
     return v7.state(state_prev, w, kk, a, k, split(v, heads).flip(-2).flatten(-2), heads)
 
 
-@plant("state-batch-leak")
+@plant("state-batch-leak", versions=GOOSE)
 def state_batch_leak(state_prev: Tensor, w: Tensor, kk: Tensor, a: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return v7.state(state_prev[:1].expand_as(state_prev), w, kk, a, k, v, heads)
 
@@ -94,17 +95,17 @@ def y_old_state(state: Tensor, state_prev: Tensor, r: Tensor, heads: int) -> Ten
     return v7.y(state_prev, r, heads)
 
 
-@plant("y-transposed")
+@plant("y-transposed", versions=GOOSE)
 def y_transposed(state: Tensor, r: Tensor, heads: int) -> Tensor:
     return v7.y(state.mT, r, heads)
 
 
-@plant("y-reads-k")
+@plant("y-reads-k", versions=GOOSE)
 def y_reads_k(state: Tensor, k: Tensor, heads: int) -> Tensor:
     return v7.y(state, k, heads)
 
 
-@plant("y-scaled")
+@plant("y-scaled", versions=GOOSE)
 def y_scaled(state: Tensor, r: Tensor, heads: int) -> Tensor:
     return v7.y(state, r / math.sqrt(state.shape[-1]), heads)
 
@@ -170,7 +171,7 @@ def bonus_no_r_k(r: Tensor, k: Tensor, v: Tensor, r_k: Tensor, heads: int) -> Te
     return v7.bonus(r, k, v, torch.ones_like(r_k), heads)
 
 
-@plant("bonus-per-channel")
+@plant("bonus-per-channel", versions=GOOSE)
 def bonus_per_channel(r: Tensor, k: Tensor, v: Tensor, r_k: Tensor) -> Tensor:
     return r * k * r_k.flatten() * v
 
@@ -187,7 +188,7 @@ def out_without_bonus(ln_x: Tensor, g: Tensor, output_weight: Tensor) -> Tensor:
     return linear(ln_x * g, output_weight)
 
 
-@plant("out-no-gate")
+@plant("out-no-gate", versions=GOOSE)
 def out_no_gate(ln_x: Tensor, bonus: Tensor, output_weight: Tensor) -> Tensor:
     return linear(ln_x + bonus, output_weight)
 

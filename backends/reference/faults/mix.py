@@ -4,6 +4,7 @@
 from torch import Tensor, linalg
 from torch.nn.functional import hardsigmoid, linear
 
+from backends.fault_list import GOOSE
 from backends.reference import v7
 from backends.reference.faults.plant import LATER, Planted, plant, wire
 from backends.reference.faults.stream import without_row
@@ -42,17 +43,17 @@ def v_transposed(xv: Tensor, value_weight: Tensor) -> Tensor:
     return linear(xv, value_weight.mT)
 
 
-@plant("out-transposed", ONE + "out")
+@plant("out-transposed", ONE + "out", versions=GOOSE)
 def out_transposed(ln_x: Tensor, bonus: Tensor, g: Tensor, output_weight: Tensor) -> Tensor:
     return linear((ln_x + bonus) * g, output_weight.mT)
 
 
-@plant("w-no-tanh")
+@plant("w-no-tanh", versions=GOOSE)
 def w_no_tanh(xw: Tensor, w1: Tensor) -> Tensor:
     return xw @ w1
 
 
-@plant("w-sigmoid-inside")
+@plant("w-sigmoid-inside", versions=GOOSE)
 def w_sigmoid_inside(xw: Tensor, w1: Tensor) -> Tensor:
     return (xw @ w1).sigmoid()
 

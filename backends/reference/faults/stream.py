@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear, silu
 
+from backends.fault_list import DIAGONAL, GOOSE
 from backends.reference import v7
 from backends.reference.faults.plant import plant
 from backends.reference.v7 import lerp
@@ -146,12 +147,12 @@ def xg_complement(ln1: Tensor, shift: Tensor, x_g: Tensor) -> Tensor:
 plant("mix-order", "blocks.*.att.xw")(v7.xv)
 plant("mix-order", "blocks.*.att.xk")(v7.xw)
 plant("mix-order", "blocks.*.att.xv")(v7.xk)
-plant("mix-xk-xv-swapped", "blocks.*.att.xk")(v7.xv)
-plant("mix-xk-xv-swapped", "blocks.*.att.xv")(v7.xk)
+plant("mix-xk-xv-swapped", "blocks.*.att.xk", versions=GOOSE)(v7.xv)
+plant("mix-xk-xv-swapped", "blocks.*.att.xv", versions=GOOSE)(v7.xk)
 plant("mix-xa-is-xg")(v7.xg)
 
 
-@plant("res-from-norm")
+@plant("res-from-norm", versions=(*DIAGONAL, "7", "7a"))
 def res_from_norm(ln1: Tensor, out: Tensor) -> Tensor:
     return ln1 + out
 
@@ -192,7 +193,7 @@ def ffn_square(k: Tensor) -> Tensor:
     return k.square()
 
 
-@plant("ffn-row-zero", "blocks.1.ffn.out")
+@plant("ffn-row-zero", "blocks.1.ffn.out", versions=("7",))
 def ffn_row_zero(act: Tensor, value_weight: Tensor) -> Tensor:
     return linear(act, without_row(value_weight))
 

@@ -1,0 +1,1 @@
+"""The trained checkpoint `demo`, and everything it was made with: corpus, network, optimisers, training."""
