@@ -70,7 +70,9 @@ def refuse_foreign(path: Path, facts: ModelFacts) -> None:
     there = read_json(path) if path.exists() else {}
     ours = config(facts)
     if any(there.get(key, ours[key]) != ours[key] for key in ours.keys() - {"torch_dtype"}):
-        raise InputError(f"{path} describes another model: write this one into a folder of its own, or say where with --config.")
+        raise InputError(
+            f"{path} describes another model: write this one into a folder of its own, or say where with --config."
+        )
 
 
 def _rwkv7(facts: ModelFacts) -> dict[str, Any]:

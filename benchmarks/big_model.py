@@ -3,8 +3,8 @@
     python benchmarks/big_model.py FOLDER [--size rwkv7-13.3b] [--dtype f64] [--prompts 4] [--tokens 8]
 
 Each stage is a process of its own; its memory is the largest resident set that the kernel saw (`ru_maxrss`), pages of
-the mapped checkpoint included. The checkpoint has the shapes of that size; to be written soon, its blocks repeat those
-of layer 1. FOLDER needs room for it in bf16 (26.5 GB for 13.3b); one that is there already is used.
+the mapped checkpoint included. The checkpoint has the shapes of that size; to be written soon, its blocks repeat
+those of layer 1. FOLDER needs room for it in bf16 (26.5 GB for 13.3b); one that is there already is used.
 """
 
 import argparse

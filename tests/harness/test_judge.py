@@ -224,7 +224,7 @@ def real() -> Record:
 @pytest.mark.parametrize("name", profiles())
 def test_every_criterion_looks_at_a_number_that_exists(real: Record, name: str) -> None:
     produced = {(m.suite, m.name) for m in real.measurements if m.subject == "right"}
-    looked_at = {(c.suite, c.measure) for c in load(name).criteria}
+    looked_at = {(c.suite, c.measure) for c in load(name).criteria if c.suite != "sampling"}  # needs a port's own
     assert looked_at <= produced, f"nobody measures {looked_at - produced}"
 
 
@@ -236,7 +236,8 @@ def test_every_envelope_has_its_honest_number(real: Record) -> None:
 
 
 def test_the_right_program_passes(real: Record) -> None:
-    assert [v for v in real.verdicts if v.outcome is not Outcome.PASS] == []
+    other = [v for v in real.verdicts if v.outcome is not Outcome.PASS]
+    assert {(v.suite, v.outcome) for v in other} <= {("sampling", Outcome.UNSUPPORTED)}
     assert {(v.suite) for v in real.verdicts} == set(suite.names()) - {"speed"}
 
 

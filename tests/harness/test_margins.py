@@ -79,11 +79,11 @@ def test_the_table_adds_up() -> None:
 def test_the_program_prints_and_answers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(margins, "Bench", partial(Bench, runs=4))
     few = [fault_list.FAULTS["w-v6"], fault_list.EQUIVALENTS["w-softplus"]]
-    monkeypatch.setattr(margins, "measurable", lambda _: few)
+    monkeypatch.setattr(margins, "measurable", lambda *_: few)
     assert margins.main(["--dtype", "f32"]) == 0
     assert "f32: 1 of 1 faults seen" in capsys.readouterr().out
     unseen = [fault_list.FAULTS["sampler-stale"]]  # leaves every tensor as it is
-    monkeypatch.setattr(margins, "measurable", lambda _: unseen)
+    monkeypatch.setattr(margins, "measurable", lambda *_: unseen)
     assert margins.main(["--dtype", "f32"]) == 1
     assert "f32: 0 of 1 faults seen" in capsys.readouterr().out
 
