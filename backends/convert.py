@@ -20,12 +20,13 @@ from backends import detect, model_config, names, pth_writer
 from backends.base import ModelFacts
 from backends.errors import InputError, UsageError, unknown
 from backends.narrowing import Loss, cast
+from backends.pieces import SAFETENSORS
 from backends.weights import DTYPES, Tensor, Weights
 
 if TYPE_CHECKING:
     from backends.proof import Proof
 
-_SAFETENSORS = {"f64": "F64", "f32": "F32", "bf16": "BF16", "f16": "F16"}
+_SAFETENSORS = {short: name for name, short in SAFETENSORS.items()}
 
 Told = Callable[[int, int], None]
 """Told the bytes that are written and the bytes that will be."""

@@ -119,7 +119,8 @@ def _version_7(name: str, shapes: Mapping[str, Shape], found: str) -> tuple[str,
 def _version_5(shapes: Mapping[str, Shape], found: str) -> tuple[str, str]:
     if not _first(shapes, "att.gate.", "att.time_mix_g"):
         return "5.0", f"{found} without att.gate"
-    decay = shapes.get("blocks.0.att.time_decay", ())
+    decays = [shape for key, shape in shapes.items() if key.endswith(".att.time_decay")]
+    decay = Counter(decays).most_common(1)[0][0] if decays else ()
     if len(decay) < 2 or decay[1] == 1:
         return "5.1", f"att.gate and one decay per head, {_words(decay)}"
     return "5.2", f"att.gate and one decay per channel, {_words(decay)}"
@@ -145,39 +146,43 @@ def _layers(name: str, shapes: Iterable[str]) -> int:
 
 # Size -> the tensors that state it and the axis to look at, counted from the end so that vectors of
 # shape (1, 1, C) and (C,) read alike. Layer 0 never speaks for Rv: it has no value residual.
-_COMMON = {"C": (r"blocks\.\d+\.ln[12]\.weight|ln_out\.weight", -1), "V": (r"(emb|head)\.weight", 0)}
-_FFN = {"F": (r"blocks\.\d+\.ffn\.key\.weight", 0)}
-_SOURCES: dict[str, dict[str, tuple[str, int]]] = {
-    "4": _COMMON | _FFN,
-    "5": _COMMON | _FFN | {"H": (r"blocks\.\d+\.att\.time_decay", 0)},
+_Source = tuple[tuple[str, int], ...]
+
+
+def _pair(name: str, layers: str = r"\d+") -> _Source:
+    """Both halves of a low-rank pair, (C, R) and (R, C)."""
+    return ((rf"blocks\.{layers}\.att\.{name}1", -1), (rf"blocks\.{layers}\.att\.{name}2", 0))
+
+
+_COMMON: dict[str, _Source] = {
+    "C": ((r"blocks\.\d+\.ln[12]\.weight|ln_out\.weight", -1),),
+    "V": ((r"(emb|head)\.weight|.*_emb\.weight", 0),),
+    "F": ((r"blocks\.\d+\.ffn\.key\.weight", 0),),
+}
+_SOURCES: dict[str, dict[str, _Source]] = {
+    "4": _COMMON,
+    "5": _COMMON | {"H": ((r"blocks\.\d+\.att\.time_decay", 0),)},
     "6": _COMMON
-    | _FFN
     | {
-        "H": (r"blocks\.\d+\.att\.time_faaaa", 0),
-        "5Rm": (r"blocks\.\d+\.att\.time_maa_w1", -1),
-        "Rd": (r"blocks\.\d+\.att\.time_decay_w1", -1),
+        "H": ((r"blocks\.\d+\.att\.time_faaaa", 0),),
+        "5Rm": ((r"blocks\.\d+\.att\.time_maa_w1", -1),),
+        "Rd": ((r"blocks\.\d+\.att\.time_decay_w1", -1),),
     },
     "7": _COMMON
-    | _FFN
-    | {
-        "H": (r"blocks\.\d+\.att\.r_k", 0),
-        "Rw": (r"blocks\.\d+\.att\.w1", -1),
-        "Ra": (r"blocks\.\d+\.att\.a1", -1),
-        "Rv": (r"blocks\.(?!0\.)\d+\.att\.v1", -1),
-        "Rg": (r"blocks\.\d+\.att\.g1", -1),
-    },
+    | {"H": ((r"blocks\.\d+\.att\.r_k", 0),), "Rw": _pair("w"), "Ra": _pair("a"), "Rg": _pair("g")}
+    | {"Rv": _pair("v", r"(?!0\.)\d+")},
 }
 
 
 def _sizes(name: str, version: str, shapes: Mapping[str, Shape]) -> dict[str, int]:
     """Every letter of the version's layout as a number."""
     sizes = {}
-    for letter, (pattern, axis) in _SOURCES[version[0]].items():
-        size = _majority(shapes, pattern, axis)
+    for letter, source in _SOURCES[version[0]].items():
+        size = _majority(shapes, source)
         if size is not None:
             sizes[letter] = size
         elif letter != "Rv":  # a single layer has no value residual, so no rank of it
-            raise InputError(f"{name} has no usable tensor {_readable(pattern)}, from which {letter} is read.")
+            raise InputError(f"{name} has no usable tensor {_readable(source[0][0])}, from which {letter} is read.")
     if "H" in sizes:
         sizes["N"] = sizes["C"] // max(sizes["H"], 1)
     if "5Rm" in sizes:
@@ -188,9 +193,11 @@ def _sizes(name: str, version: str, shapes: Mapping[str, Shape]) -> dict[str, in
     return sizes
 
 
-def _majority(shapes: Mapping[str, Shape], pattern: str, axis: int) -> int | None:
+def _majority(shapes: Mapping[str, Shape], source: _Source) -> int | None:
     """What most matching tensors say; the first among equals."""
-    sizes = [shape[axis] for key, shape in shapes.items() if shape and re.fullmatch(pattern, key)]
+    sizes = [
+        shape[axis] for pattern, axis in source for key, shape in shapes.items() if shape and re.fullmatch(pattern, key)
+    ]
     return Counter(sizes).most_common(1)[0][0] if sizes else None
 
 

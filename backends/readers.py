@@ -19,12 +19,10 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from backends import rwkvcpp
+from backends import pieces, rwkvcpp
 from backends.errors import InputError
 from backends.resident import give_back
 from backends.weights import SHORT, Tensor
-
-_SAFETENSORS_DTYPES = {"F64": "f64", "F32": "f32", "BF16": "bf16", "F16": "f16"}
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,8 @@ def _refuse_placeholder(path: Path) -> None:
 
 def _pth(path: Path) -> Source:
     """A state dict written by `torch.save`; memory-mapped, so that opening reads the index only."""
-    tensors = in_memory(_state_dict(path, _load(path)), path).tensors
+    loaded = _state_dict(path, _load(path))
+    tensors = {name: held if isinstance(held, Tensor) else _held(path, name, held) for name, held in loaded.items()}
     return Source(tensors, path, forget=partial(give_back, path))
 
 
@@ -110,6 +109,8 @@ def _load(path: Path) -> Any:
             warnings.simplefilter("ignore")  # about pickle protocols; what is unreadable raises
             return torch.load(path, map_location="cpu", weights_only=True, mmap=_can_map(path))
     except Exception as error:
+        if pieces.refused(error):
+            return pieces.pth(path)  # whose pickle has passed already
         raise InputError(f"{path} is no readable PyTorch checkpoint: {_reason(error)}.") from error
 
 
@@ -136,17 +137,17 @@ def _reason(error: Exception) -> str:
     return f"it was not written by torch.save, or is damaged ({type(error).__name__}: {words})"
 
 
-def _state_dict(path: Path, loaded: Any) -> dict[str, torch.Tensor]:
+def _state_dict(path: Path, loaded: Any) -> dict[str, torch.Tensor | Tensor]:
     """What was loaded, if it is a flat dict of tensors."""
     if not isinstance(loaded, dict):
         raise InputError(f"{path} holds a {type(loaded).__name__}, not a state dict of named tensors.")
     if not loaded:
         raise InputError(f"{path} holds an empty state dict.")
     for name, value in loaded.items():
-        if isinstance(value, dict) and any(isinstance(inner, torch.Tensor) for inner in value.values()):
+        if isinstance(value, dict) and any(isinstance(inner, torch.Tensor | Tensor) for inner in value.values()):
             raise InputError(f"{path} nests its state dict under {name!r}: save that entry alone with torch.save.")
     for name, value in loaded.items():
-        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor | Tensor):
             raise InputError(f"{path} holds {name!r}, of type {type(value).__name__}, where only named tensors belong.")
     return loaded
 
@@ -168,23 +169,32 @@ def _safetensors(path: Path) -> Source:
     except InputError:
         raise
     except Exception as error:  # SafetensorError derives from Exception only
+        if pieces.refused(error):
+            return _in_pieces(path)
         raise InputError(f"{path} is no readable safetensors file: {first_line(error)}.") from error
     if not tensors:
         raise InputError(f"{path} holds no tensors.")
     return Source(tensors, path, close=stack.close, forget=partial(give_back, path))
 
 
+def _in_pieces(path: Path) -> Source:
+    try:
+        return Source(pieces.safetensors(path), path)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is no readable safetensors file: {first_line(error)}.") from error
+
+
 def _sliced(path: Path, name: str, handle: Any) -> Tensor:
     view = handle.get_slice(name)
     stored = view.get_dtype()
-    if stored not in _SAFETENSORS_DTYPES:
-        raise InputError(f"tensor {name!r} in {path} is {stored}; {', '.join(_SAFETENSORS_DTYPES)} are read.")
+    if stored not in pieces.SAFETENSORS:
+        raise InputError(f"tensor {name!r} in {path} is {stored}; {', '.join(pieces.SAFETENSORS)} are read.")
 
     def fetch(device: str) -> torch.Tensor:
         tensor: torch.Tensor = handle.get_tensor(name)
         return tensor.to(device)
 
-    return Tensor(tuple(view.get_shape()), _SAFETENSORS_DTYPES[stored], fetch)
+    return Tensor(tuple(view.get_shape()), pieces.SAFETENSORS[stored], fetch)
 
 
 def _folder(path: Path) -> Source:

@@ -13,10 +13,10 @@ from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
 import torch
 
 from backends.errors import InputError
+from backends.pieces import mapped
 from backends.weights import DTYPES, Tensor
 
 MAGIC = 0x67676D66
@@ -72,13 +72,8 @@ def _records(path: Path, file: BinaryIO, size: int) -> Iterator[tuple[str, Tenso
         end = begin + prod(shape) * DTYPES[dtype].itemsize
         if min(shape) < 1 or end > size:
             raise InputError(f"{path} is cut short: {name} {shape} ends at byte {end}, the file at {size}.")
-        yield name, Tensor(shape, dtype, partial(_mapped, path, begin, shape, dtype))
+        yield name, Tensor(shape, dtype, partial(mapped, path, begin, shape, dtype))
         file.seek(end)
-
-
-def _mapped(path: Path, begin: int, shape: tuple[int, ...], dtype: str, device: str) -> torch.Tensor:
-    kind = {"f32": "<f4", "f16": "<f2"}[dtype]
-    return torch.from_numpy(np.memmap(path, kind, "c", begin, shape)).to(device)  # "c": torch wants a writable array
 
 
 def _version(names: Mapping[str, Tensor]) -> str:

@@ -207,7 +207,15 @@ def _job(options: argparse.Namespace) -> "Job":
         seed=options.seed,
         honest_runs=options.honest_runs,
         diagnosis=not options.no_diagnosis,
+        use=_use(options),
     )
+
+
+def _use(options: argparse.Namespace) -> str:
+    """The checkpoint that is shown in use: what was asked for, else the embedded one beside the designed one."""
+    if options.use:
+        return "" if options.use == "none" else str(options.use)
+    return "demo" if options.model == "conformance" and not options.suite else ""
 
 
 def _measure(options: argparse.Namespace) -> "Record":

@@ -33,6 +33,7 @@ class Job:
         seed: of everything random.
         honest_runs: how many honest runs the envelope is taken from; 0 lets the size of the model decide.
         diagnosis: look for the cause where a candidate fails.
+        use: a trained checkpoint on which the candidates are shown at work beside what is judged; empty is none.
     """
 
     model: str
@@ -44,6 +45,7 @@ class Job:
     seed: int = 0
     honest_runs: int = 0
     diagnosis: bool = False
+    use: str = ""
 
     def plain(self) -> dict[str, Any]:
         """As JSON values."""

@@ -110,6 +110,7 @@ def _validate(p: argparse.ArgumentParser) -> None:
     p.add_argument("--profile", default="strict", help="criteria: strict (default) or seed")
     p.add_argument("--resume", action="store_true", help="go on with the last unfinished run of the same job")
     p.add_argument("--no-diagnosis", action="store_true", help="do not look for the cause of a failure")
+    _use(p)
     _where(p)
 
 
@@ -120,6 +121,7 @@ def _report(p: argparse.ArgumentParser) -> None:
     p.add_argument("--profile", default="", help="judge again by this profile first")
     _what(p)
     _again(p)
+    _use(p)
     _where(p)
     p.set_defaults(suite=[], resume=False, no_diagnosis=True)
 
@@ -128,13 +130,18 @@ def _again(p: argparse.ArgumentParser) -> None:
     p.add_argument("--fresh", action="store_true", help="take honest runs again that the cache in --out has")
 
 
+def _use(p: argparse.ArgumentParser) -> None:
+    text = "trained checkpoint to show the candidates at work on, or none (default: demo beside all of conformance)"
+    p.add_argument("--use", default="", metavar="MODEL", help=text)
+
+
 def _bench(p: argparse.ArgumentParser) -> None:
     _what(p)
     _again(p)
     p.add_argument("--profile", default="strict", help="criteria that logits must pass before speed counts")
     p.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)
     _where(p)
-    p.set_defaults(suite=["logits", "speed"], no_diagnosis=True)
+    p.set_defaults(suite=["logits", "speed"], no_diagnosis=True, use="none")
 
 
 def _compare(p: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from backends.base import Session
 from backends.registry import open_session, parse
-from harness import __version__, consult, facts, stages, suite
+from harness import __version__, consult, facts, stages, suite, use
 from harness.job import Job
 from harness.judge import EVENT, again, load
 from harness.ledger import Ledger, info_facts, now, plain
@@ -120,7 +120,8 @@ def _start(
         ledger.record = replace(record, id=earlier.id, created=earlier.created)
         ledger.subjects |= {s.id: replace(s, error="") for s in earlier.subjects}
         ledger.measurements += [m for m in earlier.measurements if m.suite != stages.SPEED]
-        ledger.observations += [o for o in earlier.observations if o.suite != stages.SPEED and o.kind != EVENT]
+        afresh = (stages.SPEED, use.SUITE)
+        ledger.observations += [o for o in earlier.observations if o.suite not in afresh and o.kind != EVENT]
         ledger.notes.append(f"resumed {created}: {len(ledger.done())} units were already measured")
     return ledger
 
@@ -147,5 +148,7 @@ def _measure_all(ledger: Ledger) -> None:
                 sessions[name] = session
         if ledger.job.diagnosis:
             consult.after(ledger, truth_session)
+        if ledger.job.use:
+            use.show(ledger)
         if stages.SPEED in ledger.job.suites:
             stages.speed(ledger, truth_session, sessions, spreads)

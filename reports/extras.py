@@ -5,9 +5,9 @@ from functools import partial
 from typing import Any
 
 from reports import plots, views
-from reports.document import Block, Blocks, Cell, Figure, Fold, per_case, say, table
+from reports.document import Block, Blocks, Cell, Code, Figure, Fold, per_case, say, table
 from reports.record import Observation, Record, Subject
-from reports.text import MISSING, Span, code, dim, num, number_of, rich, share, size
+from reports.text import MISSING, Span, code, dim, listed, num, number_of, rich, share, size
 from reports.trend import trend
 
 
@@ -135,6 +135,35 @@ def _growth(data: dict[str, Any]) -> str:
     if not rms or not at:
         return MISSING
     return f"{num(rms[0])} at {num(at[0])}, {num(rms[-1])} at {num(at[-1])}"
+
+
+def use(record: Record) -> Blocks:
+    """What the subjects write and predict on a trained checkpoint; shown, not judged."""
+    found = [seen for seen in record.observations if seen.kind == "use"]
+    worked = [seen for seen in found if "error" not in seen.data]
+    if not found:
+        return ()
+    model = code(found[0].data["model"])
+    blocks: list[Block] = [
+        say("On ", model, ", a trained checkpoint: shown, not judged; ", code(f"validate --model {model.text}"), " is.")
+    ]
+    rows = [_used(seen) for seen in found]
+    blocks.append(table(_USE_COLUMNS, rows, "In use", "lrrr"))
+    written = dict.fromkeys(str(seen.data["prompt"]) + str(seen.data["written"]) for seen in worked)
+    for text in written:
+        names = [seen.subject for seen in worked if seen.data["prompt"] + seen.data["written"] == text]
+        blocks += [say("Written greedily by ", listed(names), ":"), Code(text, "python")]
+    return tuple(blocks)
+
+
+_USE_COLUMNS = ("Subject", "Bits per byte of a text", "Mean KL(ref‖x) (nat)", "Tokens written as the reference does")
+
+
+def _used(seen: Observation) -> list[Cell]:
+    data = seen.data
+    if "error" in data:
+        return [code(seen.subject), Span(str(data["error"]), "skipped"), None, None]
+    return [code(seen.subject), num(data["bits_per_byte"], 5), num(data["kl"]), f"{data['same']} of {data['tokens']}"]
 
 
 def speed(record: Record) -> Blocks:

@@ -30,6 +30,7 @@ SECTIONS: tuple[tuple[str, tuple[Callable[[Record], Blocks], ...]], ...] = (
     ("Stepwise drift", (extras.stepwise,)),
     ("Consistency", (extras.consistency,)),
     ("State", (extras.state,)),
+    ("In use", (extras.use,)),
     ("Diagnosis", (diagnosis.diagnosis,)),
     ("Layers", (layers.layers,)),
     ("Power of this gate", (power.power,)),

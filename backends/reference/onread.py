@@ -31,6 +31,10 @@ class OnRead:
         """The rows of some tokens, (..., columns)."""
         return self.convert(self.read()[index])
 
+    def __len__(self) -> int:
+        """Rows."""
+        return len(self.read())
+
     def whole(self) -> Tensor:
         """All of it, converted."""
         return self.convert(self.read())

@@ -14,11 +14,14 @@ sys.path.insert(0, str(ROOT))
 
 from tests.harness.terminal import Typist  # noqa: E402
 
-COMMAND = ("chat", "--model", "demo", "--backend", "torch-cpu-f32", "--temperature", "0.5", "--n", "200", "--seed", "7")
+COMMAND = (
+    *("chat", "--model", "demo", "--seed", "2", "--temperature", "0.8", "--top-p", "0.7"),
+    *("--frequency", "0.15", "--stop", r"\n\nUser", "--n", "150"),
+)
 LINES = (
-    "How do I read a file?",
-    "/params top-p=0.6 n=120",
-    "/regen",
+    "What does the method close do?",
+    "/params decay=0.97",
+    "When does it return None?",
     "/save talk.safetensors",
 )
 COLOURS = {"1;36": "#56c2d6", "1;32": "#7ec699", "2": "#8b949e", "31": "#f47067"}
@@ -71,8 +74,8 @@ def wrapped(runs: list[Run]) -> list[list[Run]]:
 
 def drawn(rows: list[list[Run]], command: str) -> str:
     """The lines as SVG."""
-    width, height = 2 * MARGIN + COLUMNS * LETTER, 2 * MARGIN + ROW * (len(rows) + 1)
-    lines = [[(COLOURS["2"], f"$ {command}")], *rows]
+    lines = [*wrapped([(COLOURS["2"], f"$ {command}")]), *rows]
+    width, height = 2 * MARGIN + COLUMNS * LETTER, 2 * MARGIN + ROW * len(lines)
     texts = []
     for number, runs in enumerate(lines):
         spans = "".join(f'<tspan fill="{fill}">{escape(text)}</tspan>' for fill, text in runs)
@@ -85,5 +88,6 @@ def drawn(rows: list[list[Run]], command: str) -> str:
 
 
 if __name__ == "__main__":
-    command = " ".join(["python -m harness", *COMMAND])
-    Path(__file__).with_suffix(".svg").write_text(drawn(screen(transcript()), command), encoding="utf-8")
+    typed = " ".join(f"'{word}'" if "\\" in word else word for word in ("python -m harness", *COMMAND))
+    Path(__file__).with_suffix(".svg").write_text(drawn(screen(transcript()), typed), encoding="utf-8")
+    (ROOT / LINES[-1].split()[1]).unlink()

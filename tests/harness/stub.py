@@ -80,11 +80,12 @@ def verdict_of(record: Record, criterion: str, subject: str) -> Verdict:
 
 
 def small_suites(patch: pytest.MonkeyPatch, most: int = 2) -> None:
-    """Every suite with so many cases at most, on shorter texts."""
+    """Every suite with so many cases at most, on shorter texts; of sampling both kinds, distributions and prompts."""
     loaded = {name: suite.load(name) for name in suite.names()}
-    patch.setattr(
-        suite, "load", {n: replace(s, cases=tuple(map(_short, s.cases[:most]))) for n, s in loaded.items()}.__getitem__
-    )
+    chosen = {name: found.cases[:most] for name, found in loaded.items()}
+    chosen["sampling"] = (loaded["sampling"].cases[0], loaded["sampling"].cases[-1])[:most]
+    small = {name: replace(found, cases=tuple(map(_short, chosen[name]))) for name, found in loaded.items()}
+    patch.setattr(suite, "load", small.__getitem__)
 
 
 def _short(case: Case) -> Case:

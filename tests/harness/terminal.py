@@ -63,6 +63,23 @@ class Typist:
         """Press Ctrl-C."""
         self.program.send_signal(signal.SIGINT)
 
+    def interrupt_until(self, text: str) -> None:
+        """Press Ctrl-C until it is answered by `text`.
+
+        Between the moment in which Python shows a prompt and that in which it waits for keys, it notes a signal and
+        goes on waiting; a person presses again.
+        """
+        patient, self.timeout = self.timeout, 2.0
+        for _ in range(30):
+            self.interrupt()
+            try:
+                self.wait(text)
+                break
+            except AssertionError:
+                continue
+        self.timeout = patient
+        assert text in self.text, f"no answer to Ctrl-C: {self.text!r}"
+
     def leave(self) -> int:
         """End of input; returns the exit code."""
         os.write(self.master, b"\x04")

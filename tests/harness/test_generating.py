@@ -14,9 +14,11 @@ import torch
 from backends import registry
 from backends.checkpoint import open_checkpoint
 from backends.convert import save
+from backends.errors import UsageError
 from backends.fingerprint import fingerprint
 from backends.weights import Weights
 from harness import cli, generating, prepared
+from harness.answer import Feed
 from harness.parameters import escapes
 from harness.terminal import Interrupt
 from tests.harness.test_chatting import Glass
@@ -136,13 +138,13 @@ def test_an_empty_prompt_begins_a_document_where_the_vocabulary_can(monkeypatch:
 def test_ctrl_c_ends_the_answer_with_its_own_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    inner = generating.Feed.__call__
+    inner = Feed.__call__
 
     def pressing(feed: Any, place: Any, ids: Any) -> Any:
         signal.raise_signal(signal.SIGINT)
         return inner(feed, place, ids)
 
-    monkeypatch.setattr(generating.Feed, "__call__", pressing)
+    monkeypatch.setattr(Feed, "__call__", pressing)
     found = json.loads(ran(capsys, "--prompt", "abc", "--json", code=130)[0])
     assert (found["ended_by"], found["ids"]) == ("interrupted", [])
 
@@ -181,7 +183,7 @@ def test_the_first_backend_that_serves_the_model_answers(monkeypatch: pytest.Mon
     assert chosen() == "torch-cuda-bf16"
     assert chosen("6") == chosen(device="cpu") == chosen(dtype="f32") == "torch-cpu-f32"
     assert chosen(backend="torch-cpu-f32") == "torch-cpu-f32"
-    with pytest.raises(registry.UsageError, match="serves RWKV-7 mps here; name a --backend"):
+    with pytest.raises(UsageError, match="serves RWKV-7 mps here; name a --backend"):
         chosen(device="mps")
 
 

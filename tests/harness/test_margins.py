@@ -34,9 +34,13 @@ def test_every_fault_is_seen_and_named_and_nothing_else(weights: "Weights", dtyp
     bench = Bench(weights, dtype)
     found = [bench.margin(entry) for entry in margins.measurable()]
     faults = [margin for margin in found if not margin.entry.equivalent]
-    assert [m.entry.name for m in faults if not m.farthest > 3 * replay.LIMIT] == []
+    # The official bf16 semantics, which are honest, err nearly as much as a bf16 state; its entries tell it for sure.
+    assert {m.entry.name for m in faults if m.held} == {"state-bf16"}
+    faint = {"state-bf16", "edge-state-bf16"} if dtype == "bf16" else set()
+    assert [m.entry.name for m in faults if not m.farthest > 3 * replay.LIMIT and m.entry.name not in faint] == []
+    assert [m.entry.name for m in faults if not m.farthest > 1.5 * replay.LIMIT] == []
     assert [(m.entry.name, m.first and m.first.tensor) for m in faults if not m.named] == []
-    assert [(m.entry.name, m.first) for m in found if m.entry.equivalent and m.first] == []
+    assert [(m.entry.name, m.first) for m in found if m.entry.equivalent and m.seen] == []
     assert sum(m.by_logits for m in faults) >= LOGITS_ALONE[dtype] * len(faults)
     alarms = bench.alarms()
     assert len(alarms) == 20
@@ -72,7 +76,10 @@ def test_the_table_adds_up() -> None:
     ]
     assert table[2].split() == ["w-v6", "att.w", "att.w", "3", "7", "7", "9"]
     assert table[-1].endswith("equivalent")
-    assert seen == "bf16: 2 of 3 faults seen by replay at 3 x the honest band, 1 named; 2 seen by logits alone"
+    assert seen == (
+        "bf16: 2 of 3 faults seen by replay at 3 x the honest band or by the state's entries, 1 named; "
+        "2 seen by logits alone"
+    )
     assert alarms == "bf16: 1 alarms on 2 equivalents, 1 on 2 fresh honest runs, the farthest at 3.50 x"
 
 
