@@ -21,6 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Train, judge, write; returns the exit code."""
     options = _options(arguments)
     torch.set_num_threads(options.threads)
+    torch.set_flush_denormal(True)  # the moments of bytes long unseen become denormal, and slow
     try:
         return _run(options)
     except HarnessError as error:
@@ -29,6 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from the checkpoint", file=sys.stderr)
         return 130
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def _run(options: argparse.Namespace) -> int:

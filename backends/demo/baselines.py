@@ -73,9 +73,9 @@ class NGram:
 
 def _level(grams: _Array, counts: _Array) -> _Level:
     contexts, starts = np.unique(grams >> np.uint64(8), return_index=True)
-    ones, twos = int((counts == 1).sum()), int((counts == 2).sum())
+    ones, twos = max(1, int((counts == 1).sum())), int((counts == 2).sum())  # 1: what was never seen costs, but not ∞
     kinds = np.diff(np.append(starts, len(grams)))
-    return _Level(grams, counts, contexts, np.add.reduceat(counts, starts), kinds, ones / max(1, ones + 2 * twos))
+    return _Level(grams, counts, contexts, np.add.reduceat(counts, starts), kinds, ones / (ones + 2 * twos))
 
 
 def _grams(text: Bytes, order: int) -> npt.NDArray[np.uint64]:

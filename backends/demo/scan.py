@@ -4,6 +4,7 @@ The same mathematics as `network.wkv`, which is what trains where there is no C 
 """
 
 import ctypes
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 
 from backends.errors import BackendError
+
+SOURCE = Path(__file__).with_name("scan.c")
 
 CHUNK = 16
 """Tokens between two kept states, as in scan.c."""
@@ -35,23 +38,19 @@ def _library(N: int) -> ctypes.CDLL:
     """
     if obstacle():
         raise BackendError(f"{obstacle()}; train with --scan chunks.")
-    source = Path(__file__).with_name("scan.c")
+    wide = ("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()
     with tempfile.TemporaryDirectory() as folder:
-        built = Path(folder) / "scan.so"
-        command = [
-            "cc",
-            "-O3",
-            "-march=native",
-            "-mprefer-vector-width=512",
-            "-ffast-math",
-            f"-DN={N}",
-            "-shared",
-            "-fPIC",
-        ]
-        done = subprocess.run([*command, "-o", str(built), str(source)], capture_output=True, text=True, check=False)  # noqa: S603
-        if done.returncode:
-            raise BackendError(f"cc refuses {source.name}: {done.stderr.strip().splitlines()[-1]}")
+        part, built = Path(folder) / "scan.o", Path(folder) / "scan.so"
+        _cc("-O3", "-march=native", *wide, "-ffast-math", f"-DN={N}", "-fPIC", "-c", str(SOURCE), "-o", str(part))
+        _cc("-shared", str(part), "-o", str(built))  # linked with -ffast-math it would flush denormals everywhere
         return ctypes.CDLL(str(built))
+
+
+def _cc(*arguments: str) -> None:
+    done = subprocess.run(["cc", *arguments], capture_output=True, text=True, check=False)  # noqa: S603, S607
+    if done.returncode:
+        said = next((line for line in done.stderr.splitlines() if "error" in line), "it gives no reason")
+        raise BackendError(f"cc refuses {SOURCE.name}: {said.strip()}; train with --scan chunks.")
 
 
 def _call(function: Callable[..., Any], sizes: tuple[int, ...], *tensors: Tensor) -> None:

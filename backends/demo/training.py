@@ -26,7 +26,7 @@ class Plan:
     Attributes:
         shape: sizes of the network.
         steps: how many batches that begin anywhere in the corpus.
-        finish: how many more at the end that begin where a file or a statement does.
+        finish: how many more at the end that begin where a file or a statement does; `demo` had none.
         rows, tokens: size of a batch.
         carried: segments after which a row begins with the zero state again; in the finish, `finish_carried`.
         matrix_rate, rate, end_rate: peak learning rates of the blocks' matrices, of the vectors and low-rank pairs,
@@ -41,7 +41,7 @@ class Plan:
 
     shape: Shape = field(default_factory=Shape)
     steps: int = 6400
-    finish: int = 800
+    finish: int = 0
     rows: int = 8
     tokens: int = 512
     carried: int = 8
@@ -74,10 +74,12 @@ class Trainer:
     Attributes:
         step: batches done.
         loss: of the last batch, in bits per byte; NaN before the first.
+        whole: whether weights, optimiser and step belong together; not so in the middle of an update.
     """
 
     def __init__(self, plan: Plan, files: Sequence[bytes]) -> None:
         self.plan, self.step, self.loss = plan, 0, float("nan")
+        self.whole = True
         self.weights = initial.weights(plan.shape, plan.seed)
         self._rows = corpus.Rows(files, plan.rows, plan.tokens, plan.carried, plan.seed)
         self._starts = corpus.Starts(files, plan.rows, plan.tokens, plan.finish_carried, plan.seed)
@@ -99,9 +101,11 @@ class Trainer:
         logits, carried = network.run(self.weights, ids[:, :-1], carried, DTYPES[plan.dtype], scan, self._layer)
         loss = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
         loss.backward()  # type: ignore[no-untyped-call]
+        self.whole = False
         self._optimiser.step(plan.share(self.step))
         self._carried = [c.detached() for c in carried]
         self.step, self.loss = self.step + 1, loss.item() / LN2
+        self.whole = True
 
     def save(self, path: Path) -> None:
         """Write everything that `load` needs; the file is complete or not there."""
@@ -114,8 +118,11 @@ class Trainer:
             "carried": [tuple(c) for c in self._carried],
         }
         part = path.with_name(path.name + ".part")
-        torch.save(state, part)
-        part.replace(path)
+        try:
+            torch.save(state, part)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
     def load(self, path: Path) -> None:
         """Continue from a file that `save` wrote.
@@ -125,10 +132,11 @@ class Trainer:
         """
         try:
             state: dict[str, Any] = torch.load(path, weights_only=True)
+            theirs = state["plan"]
         except Exception as error:
             raise InputError(f"{path} is no checkpoint of a training run; delete it to start anew.") from error
         plan = asdict(self.plan)
-        other = [name for name in plan if plan[name] != state["plan"].get(name)]
+        other = [name for name in plan if plan[name] != theirs.get(name)]
         if other:
             raise InputError(f"{path} is of a run with another {', '.join(other)}; use another --out or the same plan.")
         self.step, self.loss = state["step"], state["loss"]
@@ -190,6 +198,8 @@ def _cost(
 def train(trainer: Trainer, path: Path, tell: Callable[[Trainer, float], None], every: float = 180.0) -> None:
     """Run to the plan's end, a checkpoint every few minutes, at the end, and when interrupted.
 
+    Interrupted in the middle of an update, the run goes on from the checkpoint before.
+
     Args:
         trainer: at its position.
         path: of the checkpoint.
@@ -206,4 +216,5 @@ def train(trainer: Trainer, path: Path, tell: Callable[[Trainer, float], None], 
                 trainer.save(path)
                 saved = time.monotonic()
     finally:
-        trainer.save(path)
+        if trainer.whole:
+            trainer.save(path)

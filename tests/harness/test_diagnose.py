@@ -194,6 +194,30 @@ def test_a_state_in_low_precision_is_named_by_its_entries(
     assert found.first is not None or where(found).startswith(f"The WKV state is held in {held}: every entry")
 
 
+@pytest.mark.parametrize(("rounds", "held"), [(True, "bf16"), (False, "")])
+def test_another_program_that_keeps_its_state_in_bf16_is_told_so(
+    clinic: Clinic, weights: Weights, monkeypatch: pytest.MonkeyPatch, rounds: bool, held: str
+) -> None:
+    """torch-compile, which has nothing in common with the equations, with its state as it is and rounded."""
+    session: Any = open_session(parse("torch-compile@bf16"), weights, 1)
+    forward, export, take = session._forward, session.export_state, session.import_state
+
+    def narrow(state: Any) -> Any:
+        found = export(state)
+        rounded = torch.from_numpy(found.wkv).bfloat16().float().numpy()
+        return take(replace(found, wkv=rounded))
+
+    def rounding(tokens: Any, state: Any, want: Want) -> Any:
+        out = forward(tokens, state, want)
+        return replace(out, state=narrow(out.state)) if want.state else out
+
+    if rounds:
+        monkeypatch.setattr(session, "_forward", rounding)
+    found = clinic.examine(session)
+    assert (found.held, found.astray) == (held, rounds)
+    assert ("The WKV state is held in bf16" in where(found)) is rounds
+
+
 @pytest.mark.parametrize("seed", [0, 3])
 def test_the_official_semantics_with_a_float32_state_have_nothing_to_explain(
     clinic: Clinic, weights: Weights, seed: int
