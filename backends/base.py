@@ -226,6 +226,12 @@ class Session(ABC):
     sampling: Sampling | None = None
     streams: bool = False
     """Whether every call reads the whole checkpoint again, so that calls are better made together."""
+    timed: bool = True
+    """Whether the time that a call takes says anything about the backend; it does not where answers were recorded."""
+    skipped_bytes: int = 0
+    """Bytes of weights that a decoded token was spared on average, where a kernel skips rows that would meet zeros."""
+    own_file: str = ""
+    """Why its weights are not the checkpoint's in its number format, so that their bytes are unknown; in words."""
 
     def forward(self, tokens: npt.ArrayLike, state: Any = None, want: Want | None = None) -> Output:
         """Feed tokens after `state` and return what `want` names.
@@ -344,6 +350,10 @@ class Session(ABC):
 
     def sync(self) -> None:  # noqa: B027 - nothing to wait for is the honest default on a CPU
         """Return when everything asked so far has been computed."""
+
+    def round_trip(self) -> float | None:
+        """Seconds of a call in which nothing is computed; None where no other process is asked."""
+        return None
 
     def close(self) -> None:  # noqa: B027
         """Give memory and processes back; may be called twice."""

@@ -13,7 +13,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
-from backends import fault_list
+from backends import fault_list, recorded
 from backends.base import DTYPES, Session
 from backends.engines import known
 from backends.errors import BackendError, Unsupported, UsageError, unknown
@@ -201,6 +201,16 @@ _TABLE = (
         argument="GGUF, a file of yours; --model stays the original",
         probe=known.llama_missing,
         implied=known.gguf_says,
+    ),
+    Backend(
+        "recorded",
+        "what `record` kept of a backend, or a port dumped: the same answers to the same calls, on any machine",
+        "backends.recorded:open_recorded",
+        requires=("torch",),
+        devices=("cpu", "cuda", "mps"),
+        dtypes=("f32", "bf16", "f16", "f64"),
+        argument="DIR, a recording or a dump",
+        implied=recorded.says,
     ),
     Backend(
         "hf",

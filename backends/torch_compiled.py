@@ -1,8 +1,9 @@
 """Backend `torch-compile`: RWKV-5, 6, 7 and 7a over the whole prompt at once, on a CPU or on CUDA.
 
-Written from the papers' formulas, apart from the reference: token shift and projections see every token of the prompt
-together, the recurrence runs in chunks of matrix products (`compiled.wkv`, `compiled.wkv_diagonal`), and a single token
-goes through a compiled step (`compiled.inductor`), which CUDA replays as one graph (`compiled.graph`).
+Written from the papers' formulas, apart from the reference. On a CPU, RWKV-7 in f32 and bf16 is one C program
+(`native`). Elsewhere torch computes: token shift and projections see every token of the prompt together, the
+recurrence runs in chunks of matrix products (`compiled.wkv`, `compiled.wkv_diagonal`), and a single token goes through
+a compiled step (`compiled.inductor`), which CUDA replays as one graph (`compiled.graph`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,10 +15,8 @@ import torch
 from torch import Tensor
 
 from backends.base import Ids, Info, Output, Sampler, Session, State, Want, greedy
-from backends.compiled.graph import GreedySteps
 from backends.compiled.host import checked_device, device_name
-from backends.compiled.inductor import Stepper
-from backends.compiled.net import Net, attention, load
+from backends.compiled.programs import Program, opened
 from backends.compiled.state import NetState, check_rows, exported, imported
 from backends.errors import BackendError
 from backends.weights import DTYPES, Weights
@@ -38,6 +37,7 @@ def open_torch_compiled(weights: Weights, *, device: str, dtype: str, threads: i
     Raises:
         BackendError: the device cannot be used, or the number format is not served.
         InputError: the checkpoint lacks a tensor.
+        UsageError: `RWKV_NATIVE` asks for what does not exist here.
     """
     if dtype not in _DTYPES:
         raise BackendError(f"torch-compile serves dtype {', '.join(_DTYPES)}, not {dtype!r}.")
@@ -54,7 +54,8 @@ class _Compiled(Session):
         from backends.tokenizer import for_model
 
         self._device = device
-        self._stepper: Stepper | None = Stepper(load(weights, dtype, str(device)), device)
+        program = opened(weights, dtype, device)
+        self._program: Program | None = program
         self.tokenizer = for_model(weights.facts)
         self.info = Info(
             backend="torch-compile",
@@ -64,10 +65,10 @@ class _Compiled(Session):
             dtype=dtype,
             state_dtype="f32",
             threads=torch.get_num_threads(),
-            attention=attention(weights.facts.version),
+            attention=program.attention,
             packages={"torch": torch.__version__},
             abilities=_ABILITIES | ({"tokenizer"} if self.tokenizer else set()),
-            notes=(self._stepper.note,),
+            notes=program.notes,
         )
 
     @torch.no_grad()
@@ -77,29 +78,29 @@ class _Compiled(Session):
         return Output(logits=fetched, state=after if want.state else None)
 
     def _run(self, ids: Tensor, state: NetState | None, logits: str) -> tuple[Tensor | None, NetState]:
+        program = self._opened
         if state is None:
-            state = self._opened.net.start(self.info.model, len(ids))
+            state = program.start(self.info.model, len(ids))
         check_rows(state, len(ids))
-        return self._net_for(ids, state).run(ids, state, logits)
+        found = program.run(ids, state, logits)
+        self._take_notes()
+        return found
 
     @property
-    def _opened(self) -> Stepper:
-        if self._stepper is None:
+    def _opened(self) -> Program:
+        if self._program is None:
             raise BackendError("this torch-compile session is closed; open the checkpoint again.")
-        return self._stepper
+        return self._program
 
-    def _net_for(self, ids: Tensor, state: NetState) -> Net:
-        stepper = self._opened
-        net = stepper.net_for(ids, state)
-        if stepper.note not in self.info.notes:  # the compiler has failed since
-            self.info = replace(self.info, notes=(stepper.note,))
-        return net
+    def _take_notes(self) -> None:
+        if self._opened.notes != self.info.notes:  # a compiler has failed since
+            self.info = replace(self.info, notes=self._opened.notes)
 
     def generate(
         self, tokens: npt.ArrayLike, sampler: Sampler | None = None, max_new_tokens: int = 1, stop: Sequence[int] = ()
     ) -> Iterator[Ids]:
         """As the base class; greedy sampling stays on the device."""
-        if sampler not in (None, greedy) or self._opened.net.grows:
+        if sampler not in (None, greedy) or self._opened.grows:
             yield from super().generate(tokens, sampler, max_new_tokens, stop)
             return
         ids = self._checked(tokens)
@@ -117,7 +118,8 @@ class _Compiled(Session):
             ids = logits[:, -1].argmax(dim=-1, keepdim=True)
         yield ids[:, 0].cpu().numpy()
         with torch.no_grad():
-            steps = GreedySteps(self._net_for(ids, state), ids, state)
+            steps = self._opened.steps(ids, state)
+            self._take_notes()
         while True:
             steps.advance()
             yield steps.ids[:, 0].cpu().numpy().copy()
@@ -129,7 +131,7 @@ class _Compiled(Session):
     def import_state(self, state: State) -> NetState:
         """Inverse of `export_state`; shapes are checked first."""
         plain = imported(state, self.info.model, DTYPES[self.info.dtype], self._device)
-        return self._opened.net.resume(plain, state)
+        return self._opened.resume(plain, state)
 
     def sync(self) -> None:
         """Wait for the GPU; a CPU has finished when a call returns."""
@@ -138,4 +140,4 @@ class _Compiled(Session):
 
     def close(self) -> None:
         """Let go of the weights."""
-        self._stepper = None
+        self._program = None

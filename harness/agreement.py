@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from backends.base import Array
+from backends.dumps import Dump
 from harness import metrics
-from harness.dumps import Array, Dump
 from reports.record import Measurement, Observation
 
 LISTED = 10

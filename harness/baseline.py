@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from backends.dumps import Dump
 from harness.agreement import Findings, top_numbers
-from harness.dumps import Dump
 from reports.record import Measurement, Observation, Outcome, Record, Verdict
 
 Key = tuple[str, ...]

@@ -1,30 +1,33 @@
 """Speed of several subjects in one run: interleaved in random order, every sample kept, intervals printed.
 
-Machines drift; a subject timed after another is timed on another machine. So each round times every
-subject once, in an order drawn anew, and ratios are taken from the same rounds.
+Machines drift; a subject timed after another is timed on another machine. So each round times every subject once, in
+an order drawn anew, and ratios are taken from the same rounds. The machine's limits are probed in those rounds too, and
+the first subject has a second turn under another name: what does not read as equal to itself was measured on a machine
+too noisy for verdicts.
 """
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from backends.base import Ids, Session, Want
-from backends.errors import BackendError
-from harness import statistics
+from backends.base import Ids, Session
+from harness import energy, memory, positions, statistics
+from harness.cells import ENOUGH, LONGER, Cell, Plan, Sample, interleaved, repeated, sample, warm_up
+from harness.limits import Limits, Rates
 from harness.measures.base import Context
+from harness.noise import Noise, Watch
 from reports.record import Measurement, Observation
 
 Row = Measurement | Observation
+Progress = Callable[[str], None]
 
-WARM_UP = (2, 12)  # rounds before counting: at least, at most
-CELL_SECONDS = 4.0  # a cell stops early once each subject has used this much and has enough rounds
-ENOUGH = 5
-TICK = 1e-9  # seconds: no sample is shorter, also where the clock did not move
-PROBE = 256  # tokens between the positions at which the cost of one more token is looked at
+SUITE = "speed"
+MACHINE = "machine"
+"""Stands for a subject where evidence is about the machine."""
 
 
 class BrokenSubjectError(Exception):
@@ -35,57 +38,8 @@ class BrokenSubjectError(Exception):
         self.subject, self.cause = subject, cause
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One thing that is timed.
-
-    Attributes:
-        what: "prefill" or "decode".
-        tokens: how many tokens one sample handles, a row.
-        batch: rows.
-    """
-
-    what: str
-    tokens: int
-    batch: int
-
-    @property
-    def name(self) -> str:
-        """For the name of measurements."""
-        return f"{self.what}_T{self.tokens}_B{self.batch}"
-
-
-def measure(sessions: Mapping[str, Session], context: Context, progress: Callable[[str], None]) -> Iterator[Row]:
-    """Time every cell of the case on every subject.
-
-    Args:
-        sessions: subject id -> opened session that has passed logits.
-        context: case with options prefill, decode, rounds, batches; tokens to feed.
-        progress: told which cell is timed.
-
-    Yields:
-        Measurements (tokens/s, median), and observations "samples", "ratio" and "latency".
-
-    Raises:
-        BrokenSubjectError: a subject broke; it is named.
-    """
-    options = context.case.options
-    cells = [Cell("prefill", T, B) for B in options["batches"] for T in options["prefill"]]
-    cells += [Cell("decode", options["decode"], B) for B in options["batches"]]
-    for cell in cells:
-        able = {name: s for name, s in sessions.items() if cell.batch == 1 or "batch" in s.info.abilities}
-        progress(f"speed: {cell.what}, {cell.tokens} tokens, batch {cell.batch}, {len(able)} subjects")
-        if able:
-            yield from _rows(cell, time_cell(cell, able, context.tokens, options["rounds"], context.seed), context)
-    for name, session in sessions.items():
-        progress(f"speed: cost by position, {name}")
-        with _blaming(name):
-            rows = list(_latency(name, session, context))
-        yield from rows
-
-
 @contextmanager
-def _blaming(name: str) -> Iterator[None]:
+def blaming(name: str) -> Iterator[None]:
     """Say whose error it is."""
     try:
         yield
@@ -93,98 +47,211 @@ def _blaming(name: str) -> Iterator[None]:
         raise BrokenSubjectError(name, error) from error
 
 
-def time_cell(
-    cell: Cell, sessions: Mapping[str, Session], tokens: Ids, rounds: int, seed: int
-) -> dict[str, list[float]]:
-    """Interleaved samples of one cell: subject -> seconds, one a round, in the order of the rounds."""
-    random = np.random.default_rng(seed)
-    fed = np.tile(np.resize(tokens, cell.tokens), (cell.batch, 1))
+@dataclass(frozen=True)
+class Race:
+    """What came of one cell.
+
+    Attributes:
+        cell: which.
+        samples: subject -> one a round, in the order of the rounds.
+        control: samples of the first subject's second turns; empty without a control.
+        rates: device -> its limits, one a round.
+        noise: what else went on; None where the system does not tell.
+    """
+
+    cell: Cell
+    samples: dict[str, list[Sample]]
+    control: list[Sample]
+    rates: dict[str, list[Rates]]
+    noise: Noise | None
+
+
+def measure(
+    sessions: Mapping[str, Session], context: Context, progress: Progress, limits: Limits | None = None
+) -> Iterator[Row]:
+    """Time every cell of the case on every subject.
+
+    Args:
+        sessions: subject id -> opened session that has passed logits.
+        context: case with the options of `cells.Plan`; tokens to feed.
+        progress: told which cell is timed.
+        limits: of the machine; None where they are not asked for.
+
+    Yields:
+        Measurements (tokens/s, share of the limit, cost by position), and observations "samples", "ratio", "control",
+        "noise", "limits" and "latency".
+
+    Raises:
+        BrokenSubjectError: a subject broke; it is named.
+    """
+    plan = Plan.of(context.case.options)
+    limits = limits if plan.probe else None
+    working: dict[str, int] = {}
+    trusted = True
+    for cell in plan.cells():
+        able = {name: s for name, s in sessions.items() if cell.batch == 1 or "batch" in s.info.abilities}
+        progress(f"speed: {cell.what}, {cell.tokens} tokens, batch {cell.batch}, {len(able)} subjects")
+        if able:
+            race = run(cell, able, context, plan, limits, working)
+            trusted = _equal(race) if race.control else trusted
+            yield from _rows(race, able, context.case.name, limits, trusted)
+    yield from positions.measure(sessions, context, plan, progress, blaming)
+    for name, grown in working.items():
+        where = "largest of all cells, this process"
+        yield Measurement(SUITE, context.case.name, name, "working_memory", float(grown), "bytes", where)
+
+
+def run(
+    cell: Cell,
+    sessions: Mapping[str, Session],
+    context: Context,
+    plan: Plan,
+    limits: Limits | None = None,
+    working: dict[str, int] | None = None,
+) -> Race:
+    """Warm everybody up, then time a cell in rounds.
+
+    Args:
+        cell: what is timed.
+        sessions: of whom.
+        context: tokens and seed.
+        plan: how long.
+        limits: probed in every round.
+        working: subject -> the most memory that its work took; kept up to date.
+    """
+    fed = np.tile(np.resize(context.tokens, cell.tokens), (cell.batch, 1))
+    turns: dict[str, Callable[[], Any]] = {}
     for name, session in sessions.items():
-        with _blaming(name):
-            _warm_up(cell, session, fed)
-    samples: dict[str, list[float]] = {name: [] for name in sessions}
-    for number in range(rounds):
-        for name in map(str, random.permutation(list(sessions))):
-            with _blaming(name):
-                samples[name].append(max(_sample(cell, sessions[name], fed), TICK))
-        if number + 1 >= ENOUGH and max(sum(s) for s in samples.values()) > CELL_SECONDS:
-            break
-    return samples
+        once = _turn(name, cell, session, fed)
+        repeats = _watched(name, once, plan, working if working is not None else {})
+        turns[name] = partial(repeated, once, repeats)
+    first = next(iter(sessions))
+    again = f"{first}, again"
+    if cell.what in plan.control:
+        turns[again] = turns[first]
+    probes = _probes(sessions, limits) if limits else {}
+    with Watch() as watch:
+        found = interleaved(turns | probes, context.seed, partial(_enough, plan, tuple(sessions), again))
+    return Race(
+        cell,
+        {name: found[name] for name in sessions},
+        found.get(again, []),
+        {name.removeprefix("limits of "): found[name] for name in probes},
+        watch.noise,
+    )
 
 
-def _warm_up(cell: Cell, session: Session, fed: Ids) -> None:
-    """Run until the last samples agree, so that compiling and caches are not timed."""
-    seconds: list[float] = []
-    for number in range(WARM_UP[1]):
-        seconds.append(_sample(cell, session, fed))
-        settled = statistics.steady_from(seconds, window=3) is not None if number >= 3 else False
-        if number + 1 >= WARM_UP[0] and (settled or sum(seconds) > CELL_SECONDS):
-            return
+def _turn(name: str, cell: Cell, session: Session, fed: Ids) -> Callable[[], Sample]:
+    joules, _ = energy.counter(session.info.device)
+
+    def turn() -> Sample:
+        with blaming(name):
+            return sample(cell, session, fed, joules)
+
+    return turn
 
 
-def _sample(cell: Cell, session: Session, fed: Ids) -> float:
-    """Seconds of one sample, between two points at which the device has finished."""
-    if cell.what == "prefill":
-        session.sync()
-        start = time.perf_counter()
-        session.forward(fed, want=Want(logits="last", state=True, fetch=False))
-        session.sync()
-        return time.perf_counter() - start
-    steps = session.generate(fed[:, :1], max_new_tokens=cell.tokens + 1)
-    next(steps)  # the prompt and the first token are not decoding
-    session.sync()
-    start = time.perf_counter()
-    done = sum(1 for _ in steps)
-    session.sync()
-    seconds = time.perf_counter() - start
-    if done != cell.tokens:  # fewer steps in less time would pass for speed
-        raise BackendError(f"generate gave {done + 1} tokens, {cell.tokens + 1} were asked for")
-    return seconds
+def _watched(name: str, turn: Callable[[], Sample], plan: Plan, working: dict[str, int]) -> int:
+    """Warm up, and look at the memory that it takes; returns how often a sample has to be repeated."""
+    memory.forget_peak()
+    before = memory.look()
+    repeats = warm_up(turn, plan.seconds)
+    grown = memory.grown(before, memory.look())
+    if grown:
+        working[name] = max(working.get(name, 0), grown["own"])
+    return repeats
 
 
-def _rows(cell: Cell, samples: Mapping[str, list[float]], context: Context) -> Iterator[Row]:
-    case, work = context.case.name, cell.tokens * cell.batch
-    shape = {"what": cell.what, "tokens": cell.tokens, "batch": cell.batch}
-    for name, seconds in samples.items():
-        middle = statistics.median(seconds)
-        rates = {"median": work / middle.value, "low": work / middle.high, "high": work / middle.low}
-        yield Observation("speed", case, name, "samples", {**shape, "seconds": seconds, **rates})
-        yield Measurement(
-            "speed", case, name, f"{cell.name}_tokens_per_s", rates["median"], "tokens/s", f"{len(seconds)} rounds"
-        )
-    baseline = next(iter(samples))
-    for name, seconds in samples.items():
+def _probes(sessions: Mapping[str, Session], limits: Limits) -> dict[str, Callable[[], Rates]]:
+    """A turn for every device that subjects use."""
+    devices: dict[str, dict[str, None]] = {}
+    for session in sessions.values():
+        devices.setdefault(session.info.device, {})[session.info.dtype] = None
+    turns = {device: limits.turn(device, tuple(dtypes)) for device, dtypes in devices.items()}
+    return {f"limits of {device}": turn for device, turn in turns.items() if turn}
+
+
+def _enough(plan: Plan, subjects: tuple[str, ...], again: str, found: Mapping[str, list[Any]]) -> bool:
+    """Whether the rounds end: all done and the control equal to itself, or time and patience used up."""
+    rounds = len(found[subjects[0]])
+    if rounds >= ENOUGH and max(sum(one.seconds for one in found[name]) for name in subjects) > plan.seconds:
+        return True
+    if rounds < plan.rounds:
+        return False
+    return again not in found or rounds >= LONGER * plan.rounds or _same(found[subjects[0]], found[again])
+
+
+def _same(one: list[Sample], other: list[Sample]) -> bool:
+    return statistics.speed_verdict(statistics.speed_ratio(_seconds(other), _seconds(one))) == "equivalent"
+
+
+def _equal(race: Race) -> bool:
+    """Whether the first subject reads as equal to itself."""
+    return _same(next(iter(race.samples.values())), race.control)
+
+
+def _seconds(samples: list[Sample]) -> list[float]:
+    return [one.seconds for one in samples]
+
+
+def _rows(
+    race: Race, sessions: Mapping[str, Session], case: str, limits: Limits | None, trusted: bool
+) -> Iterator[Row]:
+    cell, where = race.cell, race.cell.facts()
+    invalid: set[str] = set()
+    for name, samples in race.samples.items():
+        data = {**where, **_rate(cell, _seconds(samples)), **_singles(samples), **_joules(cell, samples)}
+        if limits:
+            rates = race.rates.get(sessions[name].info.device, [])
+            data |= limits.compare(cell, sessions[name], rates, _seconds(samples))
+        yield Observation(SUITE, case, name, "samples", data)
+        rounds = f"{len(samples)} rounds"
+        yield Measurement(SUITE, case, name, f"{cell.name}_tokens_per_s", data["median"], "tokens/s", rounds)
+        if "fraction" in data:
+            bound = f"limit: {data['bound']}"
+            yield Measurement(SUITE, case, name, f"{cell.name}_of_limit", data["fraction"], "", bound)
+            invalid |= {name} if data["invalid"] else set()
+    baseline = next(iter(race.samples))
+    for name, samples in race.samples.items():
         if name != baseline:
-            ratio = statistics.speed_ratio(seconds, samples[baseline])
-            data = {**shape, "versus": baseline, "ratio": ratio.value, "low": ratio.low, "high": ratio.high}
-            yield Observation("speed", case, name, "ratio", {**data, "verdict": statistics.speed_verdict(ratio)})
+            data = _ratio(samples, race.samples[baseline], trusted and name not in invalid)
+            because = "invalid" if {name, baseline} & invalid else data["verdict"]
+            yield Observation(SUITE, case, name, "ratio", {**where, "versus": baseline, **data, "verdict": because})
+    if race.control:
+        data = _ratio(race.control, race.samples[baseline], True)
+        yield Observation(SUITE, case, baseline, "control", {**where, **data, "seconds": _seconds(race.control)})
+    if race.noise:
+        yield Observation(SUITE, case, MACHINE, "noise", {**where, **asdict(race.noise)})
+    for device, rates in race.rates.items():
+        yield Observation(SUITE, case, MACHINE, "limits", {**where, "device": device, **_probed(rates)})
 
 
-def _latency(name: str, session: Session, context: Context) -> Iterator[Row]:
-    """Milliseconds of one more token at growing positions: constant, if the state is all there is."""
-    positions, ms, low, high = [], [], [], []
-    handle: Any = None
-    fed = np.resize(context.tokens, PROBE)
-    reach = max(2 * max(context.case.options["prefill"]), PROBE)
-    for position in range(0, reach + 1, PROBE):
-        token_ms = [1e3 * _step(session, handle) for _ in range(12)][2:]
-        middle = statistics.median(token_ms)
-        positions.append(position)
-        ms.append(middle.value)
-        low.append(middle.low)
-        high.append(middle.high)
-        handle = session.forward(fed, handle, Want(logits="none", state=True)).state
-    data = {"position": positions, "ms": ms, "low": low, "high": high}
-    yield Observation("speed", context.case.name, name, "latency", data)
-    change = statistics.growth(positions, ms)
-    where = f"from position 0 to {positions[-1]}: {100 * change.low:+.1f}% to {100 * change.high:+.1f}%"
-    yield Measurement("speed", context.case.name, name, "cost_growth", change.value, "", where)
+def _rate(cell: Cell, seconds: list[float]) -> dict[str, Any]:
+    """Tokens per second with their interval."""
+    middle = statistics.median(seconds)
+    rates = {"median": cell.work / middle.value, "low": cell.work / middle.high, "high": cell.work / middle.low}
+    return {"seconds": seconds, **rates}
 
 
-def _step(session: Session, handle: Any) -> float:
-    """Seconds of one decoded token after `handle`."""
-    session.sync()
-    start = time.perf_counter()
-    session.forward(np.zeros((1, 1), dtype=np.int64), handle, Want(logits="last", state=True, fetch=False))
-    session.sync()
-    return time.perf_counter() - start
+def _singles(samples: list[Sample]) -> dict[str, Any]:
+    """Percentiles of the time of single tokens, in milliseconds; nothing where they did not come singly."""
+    each = [1e3 * token for one in samples for token in one.tokens]
+    return {"token_ms": statistics.percentiles(each), "token_count": len(each)} if each else {}
+
+
+def _joules(cell: Cell, samples: list[Sample]) -> dict[str, Any]:
+    told = [one.joules / cell.work for one in samples if one.joules is not None]
+    return {"joules_per_token": statistics.median(told).value} if told else {}
+
+
+def _ratio(samples: list[Sample], baseline: list[Sample], trusted: bool) -> dict[str, Any]:
+    ratio = statistics.speed_ratio(_seconds(samples), _seconds(baseline))
+    verdict = statistics.speed_verdict(ratio) if trusted else "inconclusive"
+    noisy = {} if trusted else {"without_control": statistics.speed_verdict(ratio)}
+    return {"ratio": ratio.value, "low": ratio.low, "high": ratio.high, "verdict": verdict, **noisy}
+
+
+def _probed(rates: list[Rates]) -> dict[str, Any]:
+    """Every probe of a cell, in its rounds."""
+    gemm = {dtype: [one.gemm[dtype] for one in rates] for dtype in rates[0].gemm}
+    return {"read": [one.read for one in rates], "copy": [one.copy for one in rates], "gemm": gemm}

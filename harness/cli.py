@@ -5,12 +5,12 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backends.errors import HarnessError, InputError, UsageError
-from harness import chatting, converting, generating, porting
+from harness import chatting, converting, generating, porting, racing, skeleton
 from harness.options import FORMATS, listed, parser
 from harness.progress import Progress as _Progress
 
@@ -53,9 +53,11 @@ def _complain(message: str, code: int) -> int:
 
 def validate(options: argparse.Namespace) -> int:
     """Run, judge, write record and documents, print the table."""
-    record = _measure(options)
-    paths = _write(record, options)
-    _print(record, options, paths)
+    from harness.job import left_out
+
+    record = measured(options)
+    paths = written(record, options)
+    _print(record, options, paths, {} if options.backend else left_out())
     return record.exit_code()
 
 
@@ -75,7 +77,7 @@ def report(options: argparse.Namespace) -> int:
         from harness.judge import again, load
 
         record = again(record, load(options.profile))
-    paths = _write(record, options)
+    paths = written(record, options)
     _print(record, options, paths)
     return 0
 
@@ -86,12 +88,12 @@ def compare(options: argparse.Namespace) -> int:
     from harness.compare import table
 
     record = compare_saved(Path(options.a), Path(options.b), profile=options.profile)
-    paths = _write(record, options) if options.out else []
+    paths = written(record, options) if options.out else []
     if options.json:
         print(record.to_json(), end="")
     else:
         print(table(record))
-        _print_paths(paths)
+        print_paths(paths)
     if record.exit_code() == 5:
         print("nothing was judged: the two have no number in common", file=sys.stderr)
     return record.exit_code()
@@ -173,7 +175,7 @@ def suites(options: argparse.Namespace) -> int:
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "validate": validate,
     "report": report,
-    "bench": validate,
+    "bench": racing.bench,
     "compare": compare,
     "kit": porting.kit,
     "record": porting.record,
@@ -186,6 +188,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "pull": converting.pull,
     "models": converting.models,
     "suites": suites,
+    "new-backend": skeleton.new_backend,
 }
 
 
@@ -208,6 +211,7 @@ def _job(options: argparse.Namespace) -> "Job":
         honest_runs=options.honest_runs,
         diagnosis=not options.no_diagnosis,
         use=_use(options),
+        speed=getattr(options, "speed", {}),
     )
 
 
@@ -218,8 +222,8 @@ def _use(options: argparse.Namespace) -> str:
     return "demo" if options.model == "conformance" and not options.suite else ""
 
 
-def _measure(options: argparse.Namespace) -> "Record":
-    """Run the job that was typed, with progress on a terminal, keeping the record as it grows."""
+def measured(options: argparse.Namespace, also: Callable[["Record"], "Record"] = lambda record: record) -> "Record":
+    """Run the job that was typed, with progress on a terminal, keeping the record as it grows; `also` adds to it."""
     from harness.job import unavailable
     from harness.power import known, told_of
     from harness.run import job_key, run
@@ -241,9 +245,9 @@ def _measure(options: argparse.Namespace) -> "Record":
             earlier = None
     gate = known(job, Path(options.out))
     with _Progress() as progress:
-        keep = lambda record: _keep(told_of(record, gate), folder)  # noqa: E731
+        keep = lambda record: _keep(also(told_of(record, gate)), folder)  # noqa: E731
         record = run(job, progress.tell, keep, earlier, options.typed, None if options.fresh else Path(options.out))
-    return told_of(record, gate)
+    return also(told_of(record, gate))
 
 
 def _keep(record: "Record", folder: Path) -> None:
@@ -252,7 +256,7 @@ def _keep(record: "Record", folder: Path) -> None:
     store.save(record, folder)
 
 
-def _write(record: "Record", options: argparse.Namespace) -> list[Path]:
+def written(record: "Record", options: argparse.Namespace) -> list[Path]:
     """Documents into --out, and the summary where a CI job asks for one."""
     import os
 
@@ -267,23 +271,28 @@ def _write(record: "Record", options: argparse.Namespace) -> list[Path]:
     return paths
 
 
-def _print(record: "Record", options: argparse.Namespace, paths: list[Path]) -> None:
+def _print(
+    record: "Record", options: argparse.Namespace, paths: list[Path], absent: Mapping[str, str] | None = None
+) -> None:
+    """The verdict; `absent` tells why a backend of a plain run is not in it."""
     if options.json:
-        print(json.dumps(_digest(record, paths), indent=1, ensure_ascii=False))
+        print(json.dumps({**digest(record, paths), "not_run": absent or {}}, indent=1, ensure_ascii=False))
         return
     from harness.power import told
     from harness.table import diagnoses, failures, matrix, verdict_line
 
     print(matrix(record))
+    for name, reason in (absent or {}).items():
+        print(f"not run: {name}: {reason}")
     for line in (*failures(record), *diagnoses(record)):
         print(line)
-    _print_paths(paths)
+    print_paths(paths)
     if told(record):
         print(told(record))
     print(verdict_line(record))
 
 
-def _digest(record: "Record", paths: list[Path]) -> dict[str, Any]:
+def digest(record: "Record", paths: list[Path]) -> dict[str, Any]:
     """What `--json` prints: the verdict, and where the rest is."""
     verdicts = json.loads(record.to_json())["verdicts"]  # spelt as in the file, where NaN is a word
     return {
@@ -298,7 +307,8 @@ def _digest(record: "Record", paths: list[Path]) -> dict[str, Any]:
     }
 
 
-def _print_paths(paths: list[Path]) -> None:
+def print_paths(paths: list[Path]) -> None:
+    """The documents that people read."""
     for path in paths:
         if path.suffix in (".html", ".md") and path.name != "summary.md":
             print(f"wrote {path}")

@@ -10,10 +10,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from backends.dumps import Dump
 from backends.errors import InputError, unknown
 from harness import baseline, facts, judge
 from harness.agreement import Findings, agree
-from harness.dumps import Dump, read
+from harness.dumps import read
 from harness.kit import is_kit
 from reports.record import Outcome, Record, Subject
 

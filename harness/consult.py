@@ -67,7 +67,7 @@ def consult(
         truth = stack.enter_context(open_session(parse(REFERENCE), weights, count))
         tokenizer = for_model(weights.facts)
         tokens = _prompt(tokenizer, weights.facts.vocab_size)
-        clinic = Clinic(
+        examiner = Clinic(
             lambda name: open_session(parse(name), weights, count),
             truth,
             tokens,
@@ -78,7 +78,7 @@ def consult(
         for spec in specs:
             progress(f"diagnosing {spec.id}")
             with open_session(spec, weights, count) as session:
-                found[spec.id] = clinic.examine(_without_trace(session) if logits_only else session, thorough=True)
+                found[spec.id] = examiner.examine(_without_trace(session) if logits_only else session, thorough=True)
     return found
 
 
@@ -91,6 +91,19 @@ def _without_trace(session: Session) -> Session:
     return session
 
 
+def clinic(ledger: Ledger, truth: Session) -> Clinic:
+    """What examines the candidates of a run."""
+    weights = ledger.weights
+    return Clinic(
+        lambda name: open_session(parse(name), weights, ledger.threads),
+        truth,
+        _prompt(ledger.tokenizer, weights.facts.vocab_size),
+        EDGE,
+        runs(ledger.job.honest_runs, weights.facts.parameters),
+        ledger.tokenizer,
+    )
+
+
 def after(ledger: Ledger, truth: Session) -> None:
     """Diagnose every candidate that failed where its numbers were judged; kept as an observation.
 
@@ -100,22 +113,13 @@ def after(ledger: Ledger, truth: Session) -> None:
         return
     failed = _failed(ledger)
     known = {o.subject for o in ledger.observations if o.kind == KIND}
-    weights = ledger.weights
-    tokens = _prompt(ledger.tokenizer, weights.facts.vocab_size)
-    clinic = Clinic(
-        lambda name: open_session(parse(name), weights, ledger.threads),
-        truth,
-        tokens,
-        EDGE,
-        runs(ledger.job.honest_runs, weights.facts.parameters),
-        ledger.tokenizer,
-    )
+    weights, examiner = ledger.weights, clinic(ledger, truth)
     for name, where in failed.items():
         if name not in known:
             ledger.progress(f"diagnosing {name}")
             try:
                 with open_session(parse(name), weights, ledger.threads) as session, np.errstate(all="ignore"):
-                    found = clinic.examine(session, faults=weights.facts.parameters <= SMALL)
+                    found = examiner.examine(session, faults=weights.facts.parameters <= SMALL)
                 ledger.observations.append(Observation(where, CASE, name, KIND, found.data()))
             except InputError:
                 raise

@@ -5,7 +5,7 @@ known mistake planted tells which one does. From logits alone: every known mista
 """
 
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -75,11 +75,34 @@ class Clinic:
         found = self._by_logits(subject, found, thorough, recorded) if faults else found
         return self._by_format(subject, found) if "state" in subject.info.abilities else found
 
+    def ask(self, subject: Session) -> None:
+        """Ask a subject everything that `examine` asks it and look at no answer: a recorder listens."""
+        able = subject.info.abilities
+        for asked, ability in ((self._trace_of, "trace"), (self._logits_of, ""), (self._wkv_of, "state")):
+            if not ability or ability in able:
+                with suppress(HarnessError):  # it is part of the recording
+                    asked(subject)
+
+    def _trace_of(self, subject: Session) -> Sample:
+        return layers.collect(subject, self._context(subject.info.dtype), self._traced)[0]
+
+    def _logits_of(self, subject: Session, recorded: bool = False) -> tuple[Suspects, Array]:
+        """Those who are run on the same tokens, and the subject's logits."""
+        rows = 2 if "batch" in subject.info.abilities else 1
+        edge = self.edge if recorded or "state" in subject.info.abilities else 0
+        batch = np.stack([np.roll(self.tokens, rows - 1 - row) for row in range(rows)])  # ours is the last row
+        feed = Feed(batch, edge)
+        known = self._suspects.setdefault((rows, edge), Suspects(self.opened, self.truth, feed))
+        return known, Feed(batch, 0 if recorded else edge).logits(subject)
+
+    def _wkv_of(self, subject: Session) -> Array:
+        handle = subject.forward(self.tokens, want=Want(logits="none", state=True)).state
+        return subject.export_state(handle).wkv
+
     def _by_format(self, subject: Session, found: Diagnosis) -> Diagnosis:
         """A WKV state on the grid of a low-precision format says so itself, where nothing else is wrong before it."""
         try:
-            handle = subject.forward(self.tokens, want=Want(logits="none", state=True)).state
-            held = held_in(subject.export_state(handle).wkv)
+            held = held_in(self._wkv_of(subject))
         except HarnessError:  # a recording answers only what was asked then
             return found
         own = found.first is None or found.first.short == STATE
@@ -89,13 +112,8 @@ class Clinic:
         return replace(found, held=held, cause=cause, by=found.by or "format")
 
     def _by_logits(self, subject: Session, found: Diagnosis, thorough: bool, recorded: bool) -> Diagnosis:
-        rows = 2 if "batch" in subject.info.abilities else 1
-        edge = self.edge if recorded or "state" in subject.info.abilities else 0
-        batch = np.stack([np.roll(self.tokens, rows - 1 - row) for row in range(rows)])  # ours is the last row
-        feed = Feed(batch, edge)
-        known = self._suspects.setdefault((rows, edge), Suspects(self.opened, self.truth, feed))
         try:
-            logits = Feed(batch, 0 if recorded else edge).logits(subject)
+            known, logits = self._logits_of(subject, recorded)
         except HarnessError as error:
             return replace(found, problem=found.problem or str(error))
         line = known.line_up(logits, found.dtype, thorough=thorough, cause=found.cause)
@@ -107,7 +125,7 @@ class Clinic:
     def _by_trace(self, subject: Session, found: Diagnosis) -> Diagnosis:
         context = self._context(subject.info.dtype)
         try:
-            got = layers.collect(subject, context, self._traced)[0]
+            got = self._trace_of(subject)
             told = dict(layers.observe(got, self._traced, context))["layers"]
         except Unsupported as error:
             return replace(found, problem=str(error))

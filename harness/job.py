@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from backends.errors import UsageError
@@ -17,6 +18,9 @@ SUBJECTS = ("torch-cpu-f32", "torch-compile", "torch-compile@bf16")
 
 CUDA_SUBJECTS = ("torch-cuda-bf16", "torch-compile@cuda,bf16")
 """What it adds where CUDA can be used."""
+
+ENGINES = ("official", "llama-cpp", "hf")
+"""What it adds where they are installed; their arguments may be left out."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Job:
         honest_runs: how many honest runs the envelope is taken from; 0 lets the size of the model decide.
         diagnosis: look for the cause where a candidate fails.
         use: a trained checkpoint on which the candidates are shown at work beside what is judged; empty is none.
+        speed: options of the suite speed that are asked for instead of its own, see `harness.cells.Plan`.
     """
 
     model: str
@@ -46,6 +51,7 @@ class Job:
     honest_runs: int = 0
     diagnosis: bool = False
     use: str = ""
+    speed: dict[str, Any] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
         """As JSON values."""
@@ -93,15 +99,33 @@ def make_job(
 
 
 def _defaults(device: str, dtype: str) -> tuple[str, ...]:
-    """The default subjects, narrowed to a device or a number format if one was asked for."""
-    names = SUBJECTS if table()["torch-cuda-bf16"].available() else SUBJECTS + CUDA_SUBJECTS
-    kept = tuple(name for name in names if _serves(parse(name), device, dtype))
-    if not kept:
+    """Every subject of a plain run that is available, narrowed to a device or a number format if one was asked for."""
+    cuda_missing = bool(_missing(CUDA_SUBJECTS[0]))
+    specs = {name: parse(name) for name in SUBJECTS} | {name: parse(name, device, dtype) for name in _others()}
+    specs |= {} if cuda_missing else {name: parse(name) for name in CUDA_SUBJECTS}
+    kept = tuple(name for name, spec in specs.items() if not _missing(name) and _serves(spec, device, dtype))
+    if not kept or (device.startswith("cuda") and cuda_missing):
         raise UsageError(
             f"no default backend runs here with device {device or 'any'}, dtype {dtype or 'any'}; "
             "name one with --backend."
         )
     return kept
+
+
+def left_out() -> dict[str, str]:
+    """Backend of a plain run -> why it cannot run here, for those that cannot."""
+    reasons = {name: _missing(name) for name in (*SUBJECTS, *CUDA_SUBJECTS[:1], *_others())}
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def _others() -> Iterator[str]:
+    """Engines, and what other packages offer that needs no argument."""
+    own = {parse(name).backend for name in (*SUBJECTS, *CUDA_SUBJECTS, REFERENCE)}
+    yield from (name for name, row in table().items() if name in ENGINES or not (row.argument or name in own))
+
+
+def _missing(name: str) -> str:
+    return table()[parse(name).backend].available()
 
 
 def _serves(spec: Spec, device: str, dtype: str) -> bool:

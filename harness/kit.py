@@ -73,8 +73,8 @@ def make(model: str, out: Path, *, tokens: int = TOKENS, runs: int = RUNS, dtype
     from backends.checkpoint import open_checkpoint
     from backends.convert import save
 
-    _refuse_foreign(out)
-    with open_checkpoint(model) as weights, _replacing(out) as part:
+    refuse_foreign(out)
+    with open_checkpoint(model) as weights, replacing(out) as part:
         save(weights, part / CHECKPOINT, "safetensors", dtype)
         ids = prompt(weights, tokens)
         expected, bands = _measured(weights, ids, runs)
@@ -235,25 +235,27 @@ def _readme(facts: Mapping[str, Any]) -> str:
     return Template(text).substitute(sizes, ranks=ranks, T=len(facts["tokens"]), calls=calls_, tensors="\n".join(rows))
 
 
-def record(kit: Path, session: Session, out: Path) -> Path:
+def record(kit: Path, session: Session, out: Path, fingerprint: str = "") -> Path:
     """Write what a backend gives on a kit's prompt as the dump that a port would write.
 
     Args:
         kit: the kit's folder.
         session: of the backend, on the kit's checkpoint.
+        fingerprint: of the checkpoint, so that the dump is never taken for one of another.
         out: a new or empty folder, or a dump, which is replaced.
 
     Raises:
         InputError: no kit, or the folder cannot be written.
     """
     facts = manifest(kit)
-    _refuse_foreign(out)
-    with _replacing(out) as part:
+    refuse_foreign(out)
+    with replacing(out) as part:
         ids = np.asarray(facts["tokens"], dtype=np.int64)
         found = next(outputs(session, ids[None], ("*",)))
         found = {n: v.astype("<f8" if v.dtype == np.float64 else "<f4") for n, v in found.items() if n != "head"}
         rows = _safetensors(part / "dump.safetensors", found)
         told = {"dump": FORMAT, "program": session.info.backend, "dtype": session.info.dtype, "tokens": facts["tokens"]}
+        told |= {"fingerprint": fingerprint} if fingerprint else {}
         (part / MANIFEST).write_text(_dumped({**told, "tensors": list(rows.values())}), encoding="utf-8")
     return out
 
@@ -288,14 +290,21 @@ def _told(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _refuse_foreign(out: Path) -> None:
+def refuse_foreign(out: Path) -> None:
+    """Refuse a folder that holds what nobody here has written.
+
+    Raises:
+        InputError: it does.
+    """
     told = _told(out)
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not {"kit", "dump"} & set(told))):
-        raise InputError(f"{out} holds something else: give a new folder, an empty one, or an earlier kit or dump.")
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not {"kit", "dump", "recording"} & set(told))):
+        raise InputError(
+            f"{out} holds something else: give a new folder, an empty one, or an earlier kit, dump or recording."
+        )
 
 
 @contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
+def replacing(out: Path) -> Iterator[Path]:
     """A folder beside `out` that takes its place when the block ends well and vanishes when it does not."""
     part, old = (out.with_name(f".{out.name}.{os.getpid()}.{end}") for end in ("part", "old"))
     try:

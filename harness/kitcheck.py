@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from backends.base import Array, ModelFacts
+from backends.dumped import DumpSession
+from backends.dumps import Dump
 from backends.errors import HarnessError, InputError
 from harness import kit, metrics, replay
 from harness.agreement import Findings
 from harness.diagnose import Clinic
 from harness.diagnosis import Diagnosis
-from harness.dumps import Dump, read
-from harness.recorded import Recorded, settled
+from harness.dumps import read, settled
 from harness.replay import Error, Vector
 from reports.record import Observation
 
@@ -196,7 +197,7 @@ def _examined(found: Kit, dump: Dump, name: str, into: Findings) -> Diagnosis | 
 
             truth = stack.enter_context(opened("reference-f64"))
             clinic = Clinic(opened, truth, found.tokens, found.edge, found.facts["honest_runs"])
-            subject = Recorded(dump, found.tokens, found.model, name)
+            subject = DumpSession(dump, found.tokens, found.model, name)
             return clinic.examine(subject, faults=dump.logits is not None, thorough=True, recorded=True)
     except HarnessError as error:
         into.notes.append(f"The kit's checkpoint could not be used, so nothing was replayed: {error}")

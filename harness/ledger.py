@@ -45,7 +45,7 @@ class Ledger:
     """One run under way: what it has and what it found so far.
 
     `plan` holds suites with a selection of their cases; empty is the job's suites, whole. `shelf` keeps honest runs
-    between runs; None keeps nothing.
+    between runs; None keeps nothing. `openings` holds what opening a candidate cost, where speed is asked for.
     """
 
     job: Job
@@ -60,6 +60,7 @@ class Ledger:
     notes: list[str] = field(default_factory=list)
     truths: dict[tuple[str, str], Sample] = field(default_factory=dict)
     bands: dict[tuple[str, str, str, tuple[str, ...]], Any] = field(default_factory=dict)
+    openings: dict[str, dict[str, Any]] = field(default_factory=dict)
     plan: tuple[Suite, ...] = ()
     kept_at: float = 0.0
     shelf: "Shelf | None" = None

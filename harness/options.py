@@ -63,7 +63,7 @@ def parser() -> Parser:
         )
     )
     _kit(commands.add_parser("kit", help="write the folder that a port in any language consumes", allow_abbrev=False))
-    _record(commands.add_parser("record", help="write a backend's outputs as a port would", allow_abbrev=False))
+    _record(commands.add_parser("record", help="keep a backend's answers, to be judged elsewhere", allow_abbrev=False))
     _diagnose(
         commands.add_parser(
             "diagnose",
@@ -100,6 +100,9 @@ def parser() -> Parser:
     )
     suites.add_argument("--profile", default="strict", help="whose criteria to show (default: strict)")
     _json(suites)
+    _new_backend(
+        commands.add_parser("new-backend", help="write a backend of your own, to be filled in", allow_abbrev=False)
+    )
     return top
 
 
@@ -138,6 +141,9 @@ def _use(p: argparse.ArgumentParser) -> None:
 def _bench(p: argparse.ArgumentParser) -> None:
     _what(p)
     _again(p)
+    from harness.racing import add_options
+
+    add_options(p)
     p.add_argument("--profile", default="strict", help="criteria that logits must pass before speed counts")
     p.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)
     _where(p)
@@ -177,9 +183,17 @@ def _kit(p: argparse.ArgumentParser) -> None:
 
 
 def _record(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--kit", required=True, metavar="DIR", help="whose checkpoint and prompt to run")
     p.add_argument("--backend", required=True, metavar="NAME", help="NAME[@dtype][@device]")
-    p.add_argument("--out", required=True, metavar="DIR", help="a new or empty folder, or an earlier dump")
+    p.add_argument("--out", required=True, metavar="DIR", help="a new or empty folder, or an earlier one of this kind")
+    p.add_argument("--kit", default="", metavar="DIR", help="write a dump of this kit's checkpoint and prompt instead")
+    p.add_argument("--model", default="", help=MODEL_HELP + " (default: conformance)")
+    p.add_argument("--suite", action="append", default=[], metavar="NAME", help="repeatable, or a,b; all but speed")
+    p.add_argument("--reference", default="", metavar="NAME", help="whose tokens are fed (default: reference-f64)")
+    p.add_argument("--device", default="", help="cpu or cuda, for a backend that leaves it open")
+    p.add_argument("--dtype", default="", help="f32, bf16 or f16, for a backend that leaves it open")
+    p.add_argument("--threads", type=_count, default=0, metavar="N", help="default: 1 for tiny models")
+    p.add_argument("--seed", type=_count, default=0, help="of everything random (default: 0)")
+    p.add_argument("--no-diagnosis", action="store_true", help="leave out what a diagnosis would ask")
     _json(p)
 
 
@@ -276,6 +290,12 @@ def _where(p: argparse.ArgumentParser, out: str = OUT) -> None:
 
 def _json(p: argparse.ArgumentParser) -> None:
     p.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+
+
+def _new_backend(p: argparse.ArgumentParser) -> None:
+    from harness.skeleton import add_options
+
+    add_options(p)
 
 
 def _count(text: str) -> int:

@@ -2,9 +2,12 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+from backends.errors import UsageError
+from harness.options import listed
 from harness.progress import Progress
 
 
@@ -26,16 +29,57 @@ def kit(options: argparse.Namespace) -> int:
 
 
 def record(options: argparse.Namespace) -> int:
-    """Write what a backend gives on a kit's prompt, as a port would."""
+    """Keep what a backend answers: to whole suites, or to a kit's prompt as a port would write it."""
+    return _record_kit(options) if options.kit else _record_suites(options)
+
+
+def _record_suites(options: argparse.Namespace) -> int:
+    from harness.job import make_job, unavailable
+    from harness.recorded import record as make
+    from harness.stages import SPEED
+    from harness.suite import DEFAULT
+
+    suites = listed(options.suite, "suite") or tuple(name for name in DEFAULT if name != SPEED)
+    if SPEED in suites:
+        raise UsageError("speed cannot be recorded: `python -m harness bench` times a backend where it runs.")
+    model, settings = options.model or "conformance", {"reference": options.reference, "seed": options.seed}
+    settings |= {"threads": options.threads, "diagnosis": not options.no_diagnosis}
+    job = make_job(model, (options.backend,), suites, options.device, options.dtype, **settings)
+    for name, reason in unavailable(job).items():
+        raise UsageError(f"{name} cannot run here: {reason}. `python -m harness backends` lists what can.")
+    try:
+        with Progress() as progress:
+            made = make(job, Path(options.out), progress.tell)
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
+    if options.json:
+        _json({"recording": options.out, "backend": job.subjects[0], **vars(made)})
+        return 0
+    size = f"{made.cases} cases of {len(suites)} suites, {made.calls} calls, {made.size / 1e6:.1f} MB"
+    print(f"wrote {options.out}: {size}")
+    if made.outcomes:
+        counts = ", ".join(f"{number} {outcome}" for outcome, number in made.outcomes.items())
+        print(f"of the cases {counts}; the first is {made.first}")
+    end = "/" if "@" in Path(options.out).name else ""  # what stands behind an @ would be read as a number format
+    subject = f"recorded:{options.out}{end}"
+    print(f"`python -m harness validate --model {model} --backend {subject}` judges it, here or elsewhere")
+    return 0
+
+
+def _record_kit(options: argparse.Namespace) -> int:
     from backends.checkpoint import open_checkpoint
+    from backends.fingerprint import fingerprint
     from backends.registry import open_session, parse
     from harness.kit import CHECKPOINT, manifest
     from harness.kit import record as write
 
-    folder, spec = Path(options.kit), parse(options.backend)
+    if options.suite or options.model:
+        raise UsageError("--kit brings its own checkpoint and prompt: leave --model and --suite out, or --kit.")
+    folder, spec = Path(options.kit), parse(options.backend, options.device, options.dtype)
     manifest(folder)
     with open_checkpoint(str(folder / CHECKPOINT)) as weights, open_session(spec, weights, 1) as session:
-        dump = write(folder, session, Path(options.out))
+        dump = write(folder, session, Path(options.out), fingerprint(weights))
     if options.json:
         _json({"dump": str(dump), "backend": spec.id})
     else:

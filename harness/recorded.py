@@ -1,115 +1,132 @@
-"""A dump as a session: what another program saved answers like a backend, but only what was asked of that program."""
+"""Records whole suites: everything that they and a diagnosis ask of a backend, kept with its answers."""
 
-from collections.abc import Mapping
-from dataclasses import replace
-from fnmatch import fnmatchcase
-from typing import Any
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from backends.base import Array, Ids, Info, ModelFacts, Output, Session, State, Want
-from backends.errors import BackendError
-from harness.dumps import Dump
+from backends.base import Session
+from backends.errors import InputError
+from backends.recorder import Recorder
+from backends.registry import open_session, parse
+from backends.tape import Tape
+from harness import __version__, consult, kit, stages
+from harness.job import Job
+from harness.judge import EVENT
+from harness.ledger import Ledger, info_facts, now, plain
+from harness.suite import Case, Suite
+from harness.together import side_by_side
+from reports.record import Record
 
-STATE = ("att_shift", "wkv", "ffn_shift")
-"""Parts of a state in the agreed layout, without the batch axis: (L, C), (L, H, N, N), (L, C)."""
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from backends.weights import Weights
 
 
-class Recorded(Session):
-    """Outputs of a program on one prompt, fed whole from the zero state.
+@dataclass(frozen=True)
+class Made:
+    """What a recording came to.
 
-    Args:
-        dump: what it saved; logits (T, V) or (V,), named tensors (T, ...).
-        tokens: the prompt, (T,).
-        model: sizes of the checkpoint.
-        name: for `info`.
+    Attributes:
+        cases: how many were asked.
+        outcomes: "unsupported" and "error" -> of how many cases.
+        first: what the first of those came to, in words.
+        calls: different ones.
+        size: bytes of the folder.
     """
 
-    def __init__(self, dump: Dump, tokens: Ids, model: ModelFacts, name: str) -> None:
-        self.dump, self.tokens = dump, tokens
-        logits = None if dump.logits is None else np.atleast_2d(dump.logits)
-        self.logits = logits
-        abilities = {"trace"} if dump.tensors else set()
-        if logits is not None and len(logits) == len(tokens):
-            abilities.add("logits-all")
-        self.info = Info(name, model, dtype=dump.dtype or "f32", abilities=frozenset(abilities))
-
-    def _forward(self, tokens: Ids, state: Any, want: Want) -> Output:
-        if tokens.shape[0] != 1 or state is not None:
-            raise BackendError(f"{self.info.backend} is a recording of one row from the zero state.")
-        if want.logits == "none" and tokens.shape[1] < len(self.tokens):
-            return Output(trace=self._trace(want, tokens.shape[1]))
-        if not np.array_equal(tokens[0], self.tokens):
-            raise BackendError(f"{self.info.backend} is a recording of other tokens.")
-        logits = self.logits if want.logits != "none" else None
-        if logits is not None and want.logits == "last":
-            logits = logits[-1:]
-        return Output(None if logits is None else logits[None], trace=self._trace(want, len(self.tokens)))
-
-    def _trace(self, want: Want, tokens: int) -> Mapping[str, Array]:
-        chosen = (n for n in self.dump.tensors if any(fnmatchcase(n, pattern) for pattern in want.trace))
-        return {name: self.dump.tensors[name][None, :tokens] for name in chosen}
-
-    def export_state(self, state: Any) -> State:
-        """A recording has no state to go on from."""
-        del state
-        raise BackendError(f"{self.info.backend} is a recording; nothing can go on from it.")
-
-    def import_state(self, state: State) -> Any:
-        """A recording has no state to go on from."""
-        del state
-        raise BackendError(f"{self.info.backend} is a recording; nothing can go on from it.")
+    cases: int
+    outcomes: dict[str, int]
+    first: str
+    calls: int
+    size: int
 
 
-def settled(dump: Dump, expected: Mapping[str, Array]) -> tuple[Dump, dict[str, str]]:
-    """A dump whose tensors have the expected shapes, and what had to be left aside with the reason.
-
-    A leading axis of length 1 (a batch) is dropped, and trailing axes may be split or joined, (T, H, N) for
-    (T, C), since the order in memory is the same. Nothing else is bent.
+def record(job: Job, out: Path, progress: "Callable[[str], None]") -> Made:
+    """Ask a backend what the job's suites ask, and what a diagnosis does; nothing is judged.
 
     Args:
-        dump: as read.
-        expected: name -> array whose shape is due; `logits`, `state.NAME`, named tensors.
+        job: with one subject; without the suite speed.
+        out: a new or empty folder, or an earlier recording, which is replaced when all is done.
+        progress: told what is going on.
+
+    Raises:
+        InputError: the checkpoint cannot be opened, or the folder cannot be written.
+        BackendError: the backend cannot be opened, or the reference broke.
     """
-    wrong: dict[str, str] = {}
-    tensors = _shaped(dump.tensors, expected, "", wrong)
-    state = _shaped(dump.state, expected, "state.", wrong)
-    logits = dump.logits
-    if logits is not None:
-        logits = _logits(logits, expected["logits"], wrong)
-    return replace(dump, tensors=tensors, state=state, logits=logits), wrong
+    from backends.checkpoint import open_checkpoint
+    from backends.tokenizer import for_model
+
+    kit.refuse_foreign(out)
+    with open_checkpoint(job.model) as weights, ExitStack() as stack:
+        blank = Record("", now())
+        ledger = Ledger(job, blank, weights, for_model(weights.facts), progress, lambda _: None)
+        truth = stack.enter_context(open_session(parse(job.reference), weights, ledger.threads))
+        session = stack.enter_context(open_session(parse(job.subjects[0]), weights, ledger.threads))
+        tape = Tape(stack.enter_context(kit.replacing(out)))
+        facts = _facts(job, weights, session)
+        cases = _suites(ledger, truth, Recorder(session, tape))
+        if job.diagnosis and "replay" in truth.info.abilities:
+            _diagnosis(ledger, truth, tape)
+        if not tape.calls:
+            raise InputError(f"nothing was recorded: {_first(ledger)}")
+        size = tape.finish(facts)
+    outcomes = Counter(seen.data["outcome"] for seen in ledger.observations if seen.kind == EVENT)
+    return Made(cases, dict(outcomes), _first(ledger), len(tape.calls), size)
 
 
-def _shaped(
-    found: Mapping[str, Array], expected: Mapping[str, Array], prefix: str, wrong: dict[str, str]
-) -> dict[str, Array]:
-    kept = {}
-    for name, value in found.items():
-        if prefix + name not in expected:
-            wrong[prefix + name] = "no tensor of this model has that name"
-            continue
-        due = expected[prefix + name].shape
-        shape = value.shape[1:] if len(value.shape) > 1 and value.shape[0] == 1 != due[0] else value.shape
-        same_order = shape[:1] == due[:1] and value.size == np.prod(due) and _refines(shape, due)
-        if shape == due or same_order:
-            kept[name] = value.reshape(due)
-        else:
-            wrong[prefix + name] = f"shape {value.shape}, where {due} is expected"
-    return kept
+def _suites(ledger: Ledger, truth: Session, session: Session) -> int:
+    """Every case, in the order of a run."""
+    stages.truths(ledger, truth)
+    todo = list(stages.units(ledger))
+    side_by_side(session, [partial(_case, ledger, truth, found, case) for found, case in todo])
+    return len(todo)
 
 
-def _refines(shape: tuple[int, ...], due: tuple[int, ...]) -> bool:
-    """Whether one shape splits the last axis of the other."""
-    shorter, longer = sorted((shape, due), key=len)
-    return longer[: len(shorter) - 1] == shorter[:-1]
+def _case(ledger: Ledger, truth: Session, found: Suite, case: Case, session: Session) -> None:
+    name = ledger.job.subjects[0]
+    ledger.progress(f"{found.name} {case.name}: {name}")
+    with ledger.guarded((found.name, case.name, name)):
+        context = replace(ledger.context(case), truth_session=truth)
+        stages.require(found, session)
+        stages.measure_of(found).collect(session, context, stages.truth_of(ledger, truth, found, case))
 
 
-def _logits(logits: Array, want: Array, wrong: dict[str, str]) -> Array | None:
-    """(T, V) or the last position (1, V)."""
-    T, V = want.shape
-    if logits.ndim == 1 and logits.size in (T * V, V):  # a bare file has no shape
-        logits = logits.reshape(-1, V)
-    if logits.ndim == 2 and logits.shape in ((T, V), (1, V)):
-        return logits
-    wrong["logits"] = f"shape {logits.shape}, where {(T, V)}, or {(V,)} for the last position, is expected"
-    return None
+def _diagnosis(ledger: Ledger, truth: Session, tape: Tape) -> None:
+    """What an examination asks, on a session of its own as it has one."""
+    name = ledger.job.subjects[0]
+    ledger.progress(f"what a diagnosis asks: {name}")
+    opened = open_session(parse(name), ledger.weights, ledger.threads)
+    with Recorder(opened, tape) as session, np.errstate(all="ignore"):
+        consult.clinic(ledger, truth).ask(session)
+
+
+def _facts(job: Job, weights: "Weights", session: Session) -> dict[str, Any]:
+    """What the recording is of."""
+    from backends.fingerprint import fingerprint
+
+    tokenizer = session.tokenizer
+    facts: dict[str, Any] = {"name": tokenizer.name} if tokenizer else {}
+    if tokenizer is not None and hasattr(tokenizer, "vocab_size"):
+        facts["vocab_size"] = int(tokenizer.vocab_size)
+    return {
+        "created": now(),
+        "program": f"rwkv-harness {__version__}",
+        "subject": job.subjects[0],
+        "suites": list(job.suites),
+        "model": plain(asdict(weights.facts)),
+        "fingerprint": fingerprint(weights),
+        "info": info_facts(session.info),
+        "tokenizer": facts or None,
+        "sampling": session.sampling.semantics if session.sampling else None,
+    }
+
+
+def _first(ledger: Ledger) -> str:
+    seen = next((seen for seen in ledger.observations if seen.kind == EVENT), None)
+    return f"{seen.suite}, {seen.case}: {seen.data['detail']}" if seen else ""

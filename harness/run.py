@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from backends.base import Session
 from backends.registry import open_session, parse
-from harness import __version__, consult, facts, stages, suite, use
+from harness import __version__, consult, facts, race, stages, suite, use
 from harness.job import Job
 from harness.judge import EVENT, again, load
 from harness.ledger import Ledger, info_facts, now, plain
@@ -151,4 +151,4 @@ def _measure_all(ledger: Ledger) -> None:
         if ledger.job.use:
             use.show(ledger)
         if stages.SPEED in ledger.job.suites:
-            stages.speed(ledger, truth_session, sessions, spreads)
+            race.speed(ledger, truth_session, sessions, spreads)

@@ -1,4 +1,4 @@
-"""The stages of a run: the truth, honest runs, candidates, speed. Each writes into the ledger."""
+"""The stages of a run: the truth, honest runs, candidates. Each writes into the ledger."""
 
 import importlib
 from collections.abc import Iterator
@@ -12,14 +12,13 @@ import numpy as np
 from backends.base import DTYPES, Session
 from backends.errors import BackendError, InputError, Unsupported
 from backends.registry import open_session, parse
-from harness import bench, envelope, suite
-from harness.judge import again, load
+from harness import envelope, opening, suite
 from harness.ledger import BrokenReferenceError, Ledger, Spreads, info_facts, one_line, planned
 from harness.measures.base import Context, Measure, Sample, Spread
 from harness.shelf import Found
 from harness.suite import Case, Suite
 from harness.together import side_by_side
-from reports.record import Measurement, Observation, Outcome, Subject
+from reports.record import Measurement, Observation, Subject
 
 SPEED = "speed"
 
@@ -200,7 +199,7 @@ def candidate(ledger: Ledger, stack: ExitStack, name: str, truth_session: Sessio
         return None
     ledger.progress(f"opening {name}")
     try:
-        session = open_session(parse(name), ledger.weights, ledger.threads)
+        session = _opened(ledger, name)
         if session.info.dtype not in DTYPES:  # no criterion would look at it
             session.close()
             raise BackendError(f"{name} states dtype {session.info.dtype!r}; known: {', '.join(DTYPES)}")
@@ -220,6 +219,15 @@ def candidate(ledger: Ledger, stack: ExitStack, name: str, truth_session: Sessio
         if SPEED not in ledger.job.suites:
             session.close()
     return session if SPEED in ledger.job.suites else None  # whose memory the next one may need
+
+
+def _opened(ledger: Ledger, name: str) -> Session:
+    """A candidate's session; by the clock where speed is asked for."""
+    if SPEED not in ledger.job.suites:
+        return open_session(parse(name), ledger.weights, ledger.threads)
+    tokens = ledger.context(suite.load(SPEED).cases[0]).tokens
+    session, ledger.openings[name] = opening.opened(name, ledger.weights, ledger.threads, tokens)
+    return session
 
 
 def _case(
@@ -310,54 +318,3 @@ def _check_shapes(sample: Sample, truth: Sample) -> None:
     got, want = sample.get("logits"), truth.get("logits")
     if got is not None and want is not None and (got.ndim != 2 or got.shape[1] != want.shape[1]):
         raise BackendError(f"logits of shape {got.shape}, where the reference has {want.shape}")
-
-
-def speed(ledger: Ledger, truth_session: Session, sessions: dict[str, Session], spreads: Spreads) -> None:
-    """Interleaved timing of those subjects whose logits are right."""
-    found = suite.load(SPEED)
-    for case in found.cases:
-        fit: dict[str, Session] = {}
-        for name in ledger.job.subjects:
-            unit = (SPEED, case.name, name)
-            with ledger.guarded(unit):
-                if name not in sessions:
-                    raise BackendError(ledger.subjects[name].error or "not opened")
-                require(found, sessions[name])
-                if _passes_logits(ledger, truth_session, name, sessions[name], spreads):
-                    fit[name] = sessions[name]
-                else:
-                    wrong = BackendError("no speed is stated for a subject whose logits are wrong")
-                    ledger.event(unit, Outcome.SKIPPED, wrong)
-        while fit and (broken := _race(ledger, fit, case)):
-            del fit[broken]
-
-
-def _race(ledger: Ledger, fit: dict[str, Session], case: Case) -> str:
-    """Time the subjects against each other; returns who broke, whereupon nothing of this race counts."""
-    rows: list[Measurement | Observation] = []
-    try:
-        rows += bench.measure(fit, ledger.context(case), ledger.progress)
-    except bench.BrokenSubjectError as broken:
-        ledger.failed((SPEED, case.name, broken.subject), broken.cause)
-        return broken.subject
-    ledger.measurements += [row for row in rows if isinstance(row, Measurement)]
-    ledger.observations += [row for row in rows if isinstance(row, Observation)]
-    return ""
-
-
-def _passes_logits(ledger: Ledger, truth_session: Session, name: str, session: Session, spreads: Spreads) -> bool:
-    """Whether a subject's logits pass the profile; measured on one prompt if the suite is not part of the job."""
-    if "logits" in ledger.job.suites:
-        verdicts = again(ledger.snapshot(), load(ledger.job.profile)).verdicts
-        own = [v for v in verdicts if v.suite == "logits" and v.subject == name]
-        return bool(own) and all(v.outcome is Outcome.PASS for v in own)
-    found = suite.load("logits")
-    case = found.cases[0]
-    honest = spreads.get((found.name, case.name, envelope.honest_id(session.info.dtype)), {})
-    context = ledger.context(case, honest)
-    measure = measure_of(found)
-    numbers = measure.compare(
-        measure.collect(session, context, None)[0], truth_of(ledger, truth_session, found, case), context
-    )
-    rms = next(number.value for number in numbers if number.name == "rms")
-    return bool(rms <= 3 * context.largest("rms"))

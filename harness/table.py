@@ -49,7 +49,7 @@ def _speed(record: Record, subject: str) -> str:
 
 
 def failures(record: Record) -> Iterator[str]:
-    """The worst failures, one line each."""
+    """The worst failures, one line each, and who could not be timed."""
     bad = [v for v in record.verdicts if v.outcome in (Outcome.ERROR, Outcome.FAIL)]
     seen: set[tuple[str, ...]] = set()
     lines = []
@@ -61,6 +61,9 @@ def failures(record: Record) -> Iterator[str]:
     yield from lines[:MOST]
     if len(lines) > MOST:
         yield f"... and {len(lines) - MOST} more; the report has all"
+    for verdict in record.verdicts:
+        if verdict.suite == "speed" and verdict.outcome is Outcome.UNSUPPORTED:  # who asks for speed wants to know why
+            yield f"unsup. {verdict.subject}: speed: {verdict.detail}"
 
 
 def diagnoses(record: Record) -> Iterator[str]:
@@ -92,10 +95,17 @@ def verdict_line(record: Record) -> str:
     return f"{word}: {record.model.get('name')} under profile {name}: {counts}{_why_nothing(record)}"
 
 
+def _mostly(record: Record) -> str:
+    """The most frequent reason; an ability that is missing only where nothing else is."""
+    reasons = Counter(v.detail for v in record.verdicts if v.detail)
+    most = max(reasons, key=lambda words: (not words.startswith("the suite needs"), reasons[words]), default="")
+    return f", mostly because: {most}" if most else ""
+
+
 def _why_nothing(record: Record) -> str:
     """Why nothing was judged, if so."""
     if record.exit_code() != 5:
         return ""
     if record.verdicts:
-        return "; what was asked is not supported, or was skipped"
+        return f"; what was asked is not supported, or was skipped{_mostly(record)}"
     return "; no criterion of this profile looks at these suites"

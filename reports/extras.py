@@ -1,4 +1,4 @@
-"""Sections beyond the first nine: distribution, stepwise drift, consistency, state, speed. Absent without data."""
+"""Sections beyond the first nine: distribution, stepwise drift, consistency, state, use. Absent without data."""
 
 from collections.abc import Callable
 from functools import partial
@@ -6,8 +6,8 @@ from typing import Any
 
 from reports import plots, views
 from reports.document import Block, Blocks, Cell, Code, Figure, Fold, per_case, say, table
-from reports.record import Observation, Record, Subject
-from reports.text import MISSING, Span, code, dim, listed, num, number_of, rich, share, size
+from reports.record import Observation, Record
+from reports.text import MISSING, Span, code, listed, num, rich, share, size
 from reports.trend import trend
 
 
@@ -164,60 +164,6 @@ def _used(seen: Observation) -> list[Cell]:
     if "error" in data:
         return [code(seen.subject), Span(str(data["error"]), "skipped"), None, None]
     return [code(seen.subject), num(data["bits_per_byte"], 5), num(data["kl"]), f"{data['same']} of {data['tokens']}"]
-
-
-def speed(record: Record) -> Blocks:
-    """Tokens a second with intervals, ratios, latency; each with device, number format, batch and length."""
-    samples = views.evidence(record, "samples", "speed")
-    ratios = views.evidence(record, "ratio", "speed")
-    names = _cases(record, "latency", "speed")
-    if not (samples or ratios or names):
-        return ()
-    kinds = list(dict.fromkeys(str(seen.data["what"]) for seen in samples))
-    blocks: list[Block] = [*_drawn(*(plots.throughput(record, kind) for kind in kinds))]
-    blocks += _drawn(*(plots.latency(record, name) for name in names))
-    subjects = {subject.id: subject for subject in record.subjects}
-    if samples:
-        rows = [_sample(seen, subjects.get(seen.subject)) for seen in samples]
-        blocks.append(table(_SAMPLE_COLUMNS, rows, "Speed", "llllrrrrr"))
-    if ratios:
-        blocks.append(table(_RATIO_COLUMNS, [_ratio(seen) for seen in ratios], "Speed ratios", "llrrlrrl"))
-    return tuple(blocks)
-
-
-_SAMPLE_COLUMNS = ("Subject", "What", "Device", "Dtype", "Tokens", "Batch", "tokens/s", "Interval", "Samples")
-_RATIO_COLUMNS = ("Subject", "What", "Tokens", "Batch", "Versus", "Ratio", "Interval", "Verdict")
-
-
-def _sample(seen: Observation, subject: Subject | None) -> list[Cell]:
-    data, info = seen.data, subject.info if subject else {}
-    return [
-        code(seen.subject),
-        str(data["what"]),
-        str(info.get("device_name") or info.get("device") or MISSING),
-        str(info.get("dtype") or "").upper() or MISSING,
-        num(data["tokens"]),
-        num(data["batch"]),
-        num(data["median"]),
-        f"{num(data['low'])}–{num(data['high'])}",
-        num(len(data.get("seconds") or ())),
-    ]
-
-
-def _ratio(seen: Observation) -> list[Cell]:
-    data = seen.data
-    style = {"faster": "pass", "slower": "fail"}.get(str(data["verdict"]), "skipped")
-    ratio = number_of(data["ratio"])
-    return [
-        code(seen.subject),
-        str(data["what"]),
-        num(data["tokens"]),
-        num(data["batch"]),
-        code(data["versus"]),
-        rich(f"{num(ratio)} ×") if ratio is not None else dim(MISSING),
-        f"{num(data['low'])}–{num(data['high'])}",
-        Span(str(data["verdict"]), style),
-    ]
 
 
 _HAVE_SECTIONS = ("logits", "distribution", "stepwise", "consistency", "state", "speed", "generation", "tokenization")

@@ -8,7 +8,10 @@ from reports import views
 from reports.document import Figure
 from reports.record import Observation, Record
 from reports.svg import Axis, Bar, Series, bar_chart, line_chart, linear_axis, log_axis, named_axis, shorten
-from reports.text import finite, listed, num, number_of
+from reports.text import finite, listed, num, number_of, share
+
+SHOWN = 0.25
+"""Share of the machine's limit from which on a bar chart shows the limit."""
 
 RUNGS = ("mean", "p50", "p90", "p99", "p99.9", "max")
 """Percentiles of a ladder, in order."""
@@ -130,7 +133,9 @@ def throughput(record: Record, what: str) -> Figure | None:
     groups = list(dict.fromkeys(_group(seen.data) for seen in rows))
     rows.sort(key=lambda seen: (groups.index(_group(seen.data)), order.index(seen.subject)))
     bars = [_bar(seen, order.index(seen.subject)) for seen in rows]
-    axis = linear_axis("tokens/s, median with interval", [bar.high for bar in bars])
+    marks = [bar.mark for bar in bars if bar.mark is not None]
+    words = "tokens/s; dashed: the machine's limit" if marks else "tokens/s, median with interval"
+    axis = linear_axis(words, [*(bar.high for bar in bars), *marks])
     title = f"{what[0].upper()}{what[1:]} speed"
     summary = "; ".join(f"{bar.name}, {bar.group}: {bar.words}" for bar in bars)
     return Figure(bar_chart(bars, axis, title, summary), title, f"Tokens per second: {summary}.")
@@ -145,7 +150,11 @@ def _bar(seen: Observation, colour: int) -> Bar:
     median, low, high = numbers([data["median"], data["low"], data["high"]])
     low, high = (median if math.isnan(end) else end for end in (low, high))
     words = f"{num(median)} ({num(low)}–{num(high)})"
-    return Bar(seen.subject, words, median, low, high, _group(data), colour)
+    fraction = number_of(data.get("fraction"))
+    if not fraction or not math.isfinite(fraction):
+        return Bar(seen.subject, words, median, low, high, _group(data), colour)
+    limit = median / fraction if fraction > SHOWN else None  # a line far outside would leave no room for the bars
+    return Bar(seen.subject, f"{words}, {share(fraction)}", median, low, high, _group(data), colour, limit)
 
 
 def latency(record: Record, case: str) -> Figure | None:

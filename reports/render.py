@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reports import diagnosis, extras, header, layers, power, predictions, sections
+from reports import diagnosis, extras, header, layers, power, predictions, sections, speed
 from reports.document import Blocks, Document, Section
 from reports.markdown import FILTERS
 from reports.record import Record
@@ -34,7 +34,7 @@ SECTIONS: tuple[tuple[str, tuple[Callable[[Record], Blocks], ...]], ...] = (
     ("Diagnosis", (diagnosis.diagnosis,)),
     ("Layers", (layers.layers,)),
     ("Power of this gate", (power.power,)),
-    ("Speed", (extras.speed,)),
+    ("Speed", (speed.speed,)),
     ("All other numbers", (extras.measurements,)),
 )
 """Title and builders of every section, in order. A new section is one function and one row."""

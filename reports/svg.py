@@ -242,7 +242,7 @@ def _path(points: Sequence[Point]) -> str:
 
 @dataclass(frozen=True)
 class Bar:
-    """A horizontal bar with its interval."""
+    """A horizontal bar with its interval; `mark` is a limit, drawn as a line across it."""
 
     name: str
     words: str
@@ -251,6 +251,7 @@ class Bar:
     high: float
     group: str = ""
     colour: int = 0
+    mark: float | None = None
 
 
 def _text(x: float, y: float, words: str, anchor: str = "middle", kind: str = "") -> str:
@@ -289,4 +290,5 @@ def _bar(bar: Bar, axis: Axis, y: float) -> str:
     whisker = f"M{low:.1f} {y + 1:.1f}v8M{high:.1f} {y + 1:.1f}v8M{low:.1f} {y + 5:.1f}H{high:.1f}"
     box = f'x="4" y="{y:.1f}" width="{max(value - 4, 0.5):.1f}" height="10" rx="1"'
     colour = f"--c:var(--s{bar.colour % 6 + 1})"
-    return f'<g style="{colour}"><rect class="bar" {box}/><path class="whisker" d="{whisker}"/></g>'
+    line = f'<path class="limit" d="M{_across(axis, bar.mark):.1f} {y - 3:.1f}v16"/>' if bar.mark is not None else ""
+    return f'<g style="{colour}"><rect class="bar" {box}/><path class="whisker" d="{whisker}"/>{line}</g>'

@@ -19,13 +19,18 @@ LIGHT = {
     "catalogue",
     "checkpoint",
     "convert",
+    "dumped",
+    "dumps",
     "errors",
     "fault_list",
     "fingerprint",
+    "probe",
     "prompts",
+    "recorder",
     "registry",
     "sampling",
     "streaming",
+    "tape",
     "tokenizer",
 }
 """What the harness may know of the backends; weights only as a type."""

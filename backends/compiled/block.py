@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from backends.compiled import recurrence
 from backends.compiled.linear import linear
 from backends.compiled.parts import Across, Reader, group_norm, last_row, norm, shifted
 from backends.compiled.state import LayerState
-from backends.compiled.wkv import Inputs, wkv
+from backends.compiled.wkv import Inputs
 
 KEY_FLOOR = 1e-12
 """Least norm that a removal key is divided by: a zero key stays zero."""
@@ -115,7 +116,7 @@ def time_mix(h: Tensor, last: Tensor, S: Tensor, v_first: Tensor | None, p: Laye
     k = k * (1 + (a - 1) * p.k_a)
 
     inputs = Inputs(r, log_w, k, v, kk, a).map(lambda z: z.view(B, T, H, N))
-    y, S = wkv(inputs, S)
+    y, S = recurrence.seven(inputs, S)
     y = group_norm(y, p.ln_x_weight, p.ln_x_bias)
     bonus = (inputs.r * inputs.k * p.r_k).sum(-1, keepdim=True) * inputs.v
     y = (y + bonus.view(B, T, C)) * g

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from backends.compiled import recurrence
 from backends.compiled.linear import linear
 from backends.compiled.parts import Across, Reader, group_norm, last_row, norm, shifted
 from backends.compiled.state import LayerState
-from backends.compiled.wkv_diagonal import Inputs, wkv
+from backends.compiled.wkv_diagonal import Inputs
 
 
 class Static(NamedTuple):
@@ -93,7 +94,7 @@ def time_mix(h: Tensor, last: Tensor, S: Tensor, p: Layer) -> tuple[Tensor, Tens
     else:
         (xr, xk, xv, *xg), w = _dynamic(h, previous, p.mix, heads)
     r, k, v = (linear(z, W).float().view(heads) for z, W in ((xr, p.receptance), (xk, p.key), (xv, p.value)))
-    y, S = wkv(Inputs(r, w, k, v), p.u, S)
+    y, S = recurrence.diagonal(Inputs(r, w, k, v), p.u, S)
     y = group_norm(y, p.ln_x_weight, p.ln_x_bias)
     if p.gate is not None:
         y = y * functional.silu(linear(xg[0], p.gate))

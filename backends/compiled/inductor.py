@@ -1,4 +1,4 @@
-"""What is compiled, when, and what happens where it cannot be.
+"""The stack of layers in torch: what of it is compiled, when, and what happens where it cannot be.
 
 Only the decode step of one row is compiled on a CPU, when the first single token arrives: one layer, its
 variant for layer 0, and the head. A layer compiles in seconds where the whole stack takes a minute, and on two

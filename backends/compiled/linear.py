@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from backends.native import ops
+
 _ONEDNN = bool(torch._C._has_mkldnn) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -17,7 +19,7 @@ def linear(x: Tensor, W: Tensor) -> Tensor:
     if x.device.type == "cpu":
         if torch.compiler.is_compiling() and x.shape[:-1].numel() == 1:
             return (x.float() * W.float()).sum(-1).to(x.dtype).view(*x.shape[:-1], -1)
-        if _ONEDNN and x.dtype == torch.float32 and not torch.compiler.is_compiling():
-            product: Tensor = torch.ops.mkldnn._linear_pointwise(x, W, None, "none", [], "")
+        if _ONEDNN and x.dtype == torch.float32:
+            product: Tensor = ops.linear(x, W) if torch.compiler.is_compiling() else ops.onednn(x, W)
             return product
     return functional.linear(x, W)

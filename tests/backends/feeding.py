@@ -3,9 +3,11 @@
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from backends.base import Array, Ids, Output, Session, Want, greedy
+from backends.native import build
 from backends.torch_compiled import open_torch_compiled
 from tests.backends.random_model import as_weights, random_rwkv7
 
@@ -56,6 +58,14 @@ def assert_close(session: Session, got: Output, want: Output, limit: float = F32
     parts = (session.export_state(out.state).parts().values() for out in (got, want))
     for mine, theirs in zip(*parts, strict=True):
         assert_within(mine, theirs, limit)
+
+
+def needs_compiler() -> None:
+    """Skip, in words, where the C program cannot be built."""
+    try:
+        build.compiler()
+    except build.NoProgramError as error:
+        pytest.skip(str(error))
 
 
 def foreign_greedy(logits: Array) -> Ids:

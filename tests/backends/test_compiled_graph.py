@@ -14,6 +14,7 @@ from tests.backends.random_model import as_weights
 @pytest.fixture(autouse=True)
 def _uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
+    monkeypatch.setenv("RWKV_NATIVE", "off")
 
 
 @pytest.fixture

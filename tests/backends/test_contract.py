@@ -1,9 +1,12 @@
 """One contract, every registered backend. A backend that is not available is skipped in words."""
 
+import inspect
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +16,8 @@ from backends import registry
 from backends.base import ABILITIES, Array, Ids, Output, Session, State, Want
 from backends.errors import BackendError, Unsupported
 from backends.fault_list import EQUIVALENTS
+from backends.recorder import Recorder
+from backends.tape import Tape
 from backends.weights import Weights
 from tests.backends.random_model import as_weights, random_rwkv7
 
@@ -22,8 +27,12 @@ ARGUMENTS = {
     "honest": "honest:3@f32",
     "fault": f"fault:{next(iter(EQUIVALENTS))}",
     "process": f"process:{shlex.join([sys.executable, str(PORT)])}",
+    "recorded": "recorded:",
 }
 """How a backend that takes an argument is written in these tests; a true equivalent keeps the whole contract."""
+
+RECORDED = "torch-cpu-f32"
+"""What is recorded while it passes the contract; so passes the recorder, and so has its recording to."""
 
 RANDOM = {"honest"}
 """Backends that round at random: their runs agree within a band, never bit for bit."""
@@ -41,10 +50,15 @@ def weights() -> Weights:
 
 
 @pytest.fixture(scope="module", params=_subjects())
-def session(request: pytest.FixtureRequest, weights: Weights) -> Iterator[Session]:
+def session(
+    request: pytest.FixtureRequest, weights: Weights, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Session]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_COMPILE_DISABLE", "1")  # the contract is the same and nobody waits for a compiler
-        spec = registry.parse(request.param)
+        written = request.param
+        if written == ARGUMENTS["recorded"]:
+            written += str(recording(tmp_path_factory.mktemp("recording"), weights))
+        spec = registry.parse(written)
         reason = registry.find(spec.backend).available()
         if reason:
             pytest.skip(f"{spec.backend}: {reason}")
@@ -52,9 +66,36 @@ def session(request: pytest.FixtureRequest, weights: Weights) -> Iterator[Sessio
             yield opened
 
 
+def recording(folder: Path, weights: Weights) -> Path:
+    """Everything that the tests below ask of a session, recorded while they pass."""
+    tape = Tape(folder)
+    with registry.open_session(registry.parse(RECORDED), weights, threads=1) as opened:
+        session = Recorder(opened, tape)
+        given = {"session": session, "weights": weights, "tokens": prompt()}
+        for test, values in _asking():
+            wanted = inspect.signature(test).parameters
+            test(**{name: value for name, value in given.items() if name in wanted} | values)
+        info = {"device": "cpu", "dtype": "f32", "attention": opened.info.attention, "packages": opened.info.packages}
+        tape.finish({"subject": RECORDED, "info": {**info, "abilities": sorted(opened.info.abilities)}})
+    return folder
+
+
+def _asking() -> Iterator[tuple[Callable[..., None], dict[str, Any]]]:
+    """Every test of a session, with the values of its parameters."""
+    for name, test in list(globals().items()):
+        if name.startswith("test_") and "session" in inspect.signature(test).parameters:
+            marks = [mark.args for mark in getattr(test, "pytestmark", ()) if mark.name == "parametrize"]
+            for values in product(*(values for _, values in marks)):
+                yield test, dict(zip((key for key, _ in marks), values, strict=True))
+
+
+def prompt() -> Ids:
+    return np.random.default_rng(1).integers(0, 97, 70)
+
+
 @pytest.fixture
 def tokens() -> Ids:
-    return np.random.default_rng(1).integers(0, 97, 70)
+    return prompt()
 
 
 def band(session: Session) -> float:
@@ -215,6 +256,8 @@ def test_an_ability_that_is_missing_is_unsupported(session: Session, tokens: Arr
 
 
 def test_nan_in_a_weight_reaches_the_logits(session: Session) -> None:
+    if session.info.backend == "recorded":
+        pytest.skip("a recording answers for the checkpoint that it was made of, and no other")
     tensors = random_rwkv7(C=64, N=16, L=2, V=97)
     tensors["blocks.1.att.key.weight"][3, 5] = torch.nan
     spec = registry.parse(ARGUMENTS.get(session.info.backend, session.info.backend))

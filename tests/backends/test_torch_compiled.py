@@ -23,6 +23,7 @@ from tests.backends.feeding import (
     fed,
     ids_for,
     logits_of,
+    needs_compiler,
     opened,
     small_model,
 )
@@ -31,10 +32,19 @@ from tests.backends.random_model import as_weights, random_rwkv7
 SHARED = Path(__file__).parents[2].parent / "shared"
 
 
-@pytest.fixture(autouse=True)
-def _uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """test_compiled_inductor.py looks at the compiled step; these tests do not wait for a compiler."""
+@pytest.fixture(autouse=True, params=["native", "torch"])
+def computes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test looks at the C program, where it can be had, and at the layers in torch, here uncompiled.
+
+    test_compiled_inductor.py looks at the compiled step; these tests do not wait for torch's compiler.
+    """
     monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
+    kind: str = request.param
+    if kind == "torch":
+        monkeypatch.setenv("RWKV_NATIVE", "off")
+    else:
+        needs_compiler()
+    return kind
 
 
 @pytest.fixture(scope="module")
@@ -298,15 +308,20 @@ def test_cuda_without_a_gpu_is_words(monkeypatch: pytest.MonkeyPatch) -> None:
         host.checked_device("cuda:1")
 
 
-def test_info_describes_the_session(small: Session) -> None:
+def test_info_describes_the_session(small: Session, computes: str) -> None:
     info = small.info
     assert (info.backend, info.device, info.dtype, info.state_dtype) == ("torch-compile", "cpu", "f32", "f32")
-    assert info.attention == "chunked WKV-7 (chunk 64)"
+    if computes == "torch":
+        assert info.attention == "chunked WKV-7 (chunk 64)"
+        off = "no C program: switched off by RWKV_NATIVE=off"
+        assert info.notes == ("runs uncompiled: switched off by TORCH_COMPILE_DISABLE=1", off)
+    else:
+        assert info.attention.startswith("WKV-7 token by token in C (")
+        assert len(info.notes) == 1
     assert info.packages == {"torch": torch.__version__}
     assert info.threads == torch.get_num_threads()
     assert info.device_name
     assert {"logits-all", "state", "batch", "generate"} <= info.abilities
-    assert info.notes == ("runs uncompiled: switched off by TORCH_COMPILE_DISABLE=1",)
 
 
 def test_devices_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

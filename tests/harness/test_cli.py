@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import cli
+from harness import cli, job
 from reports.record import Outcome
 from tests.harness.conftest import Command
 
@@ -154,6 +154,15 @@ def test_5_when_nothing_is_judged(command: Command) -> None:
     assert done.code == 5
     assert "NOTHING WAS JUDGED" in done.out
     assert "no criterion of this profile looks at these suites" in done.out
+
+
+def test_a_plain_run_says_of_each_other_backend_why_not(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "_defaults", lambda device, dtype: ("right",))
+    monkeypatch.setattr(job, "left_out", lambda: {"lost": "it is elsewhere"})
+    plain = ("validate", "--suite", "tokenization", *QUICK)
+    assert "not run: lost: it is elsewhere" in command(*plain).out.splitlines()
+    assert json.loads(command(*plain, "--json").out)["not_run"] == {"lost": "it is elsewhere"}
+    assert "not run" not in command(*plain, "--backend", "right").out
 
 
 def test_unsupported_is_no_pass(command: Command) -> None:

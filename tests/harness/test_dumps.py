@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from backends.dumps import Dump
 from backends.errors import InputError
-from harness.dumps import Dump, read
+from harness.dumps import read
 from reports.record import Record
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"

@@ -3,6 +3,7 @@
 import json
 import pickle
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from backends import registry
 from backends.errors import UsageError
 from harness import job as module
-from harness.job import Job, make_job, unavailable
+from harness.job import Job, left_out, make_job, unavailable
 
 
 def test_a_plain_job() -> None:
@@ -44,14 +45,57 @@ def test_the_key_hangs_on_everything_that_is_measured() -> None:
     assert len(keys) == len(changes) + 2
 
 
-def test_dtype_and_device_narrow_the_defaults() -> None:
+class Here:
+    """Which of the backends that hang on a machine can run, and what other packages offer."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.monkeypatch = monkeypatch
+        self("")
+
+    def __call__(self, *can: str, more: tuple[registry.Backend, ...] = ()) -> None:
+        names = (*module.ENGINES, "torch-cuda-bf16")
+        ours = {row.name: row for row in registry._TABLE}
+        reasons = {name: "" if name in can else "not here" for name in names}
+        rows = {name: replace(ours[name], probe=partial(str, reasons[name])) for name in names}
+        table = {**ours, **rows, **{row.name: row for row in more}}
+        self.monkeypatch.setattr(module, "table", lambda: table)
+        self.monkeypatch.setattr(registry, "table", lambda: table)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Here:
+    return Here(monkeypatch)
+
+
+def test_dtype_and_device_narrow_the_defaults(here: Here) -> None:
     assert make_job("m", dtype="bf16").subjects == ("torch-cpu-f32", "torch-compile@bf16")
     assert make_job("m", dtype="f32").subjects == ("torch-cpu-f32", "torch-compile")
+    here("official")
+    assert make_job("m", dtype="bf16").subjects == ("torch-cpu-f32", "torch-compile@bf16", "official@bf16")
 
 
-def test_cuda_subjects_join_where_cuda_can_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = replace(registry.table()["torch-cuda-bf16"], probe=lambda: "")
-    monkeypatch.setattr(module, "table", lambda: {**registry.table(), row.name: row})
+def test_every_backend_that_can_run_is_a_default_and_the_others_say_why_not(here: Here) -> None:
+    lost = registry.Backend("lost", "another package's", "nowhere:nothing", requires=("no_such_package",))
+    asks = registry.Backend("asks", "another package's", "nowhere:nothing", argument="FILE")
+    found = replace(lost, name="found", requires=())
+    here("official", more=(lost, asks, found))
+    assert make_job("m").subjects == (*module.SUBJECTS, "official", "found")
+    assert left_out() == {
+        "torch-cuda-bf16": "not here",
+        "llama-cpp": "not here",
+        "hf": "not here",
+        "lost": "the Python package 'no_such_package' is not installed",
+    }
+
+
+def test_no_engine_is_asked_for_cuda_where_there_is_none(here: Here) -> None:
+    here("official")
+    with pytest.raises(UsageError, match="no default backend runs here with device cuda"):
+        make_job("m", device="cuda")
+
+
+def test_cuda_subjects_join_where_cuda_can_be_used(here: Here) -> None:
+    here("torch-cuda-bf16")
     assert make_job("m").subjects[-2:] == ("torch-cuda-bf16", "torch-compile@cuda,bf16")
     assert make_job("m", device="cuda").subjects == ("torch-cuda-bf16", "torch-compile@cuda,bf16")
 

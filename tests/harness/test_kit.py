@@ -13,13 +13,14 @@ import torch
 
 from backends.base import Want
 from backends.checkpoint import open_checkpoint
+from backends.dumped import DumpSession
+from backends.dumps import Dump
 from backends.errors import InputError
 from backends.registry import open_session, parse
 from harness import kit, kitcheck
 from harness.compare import compare
-from harness.dumps import Dump, read
+from harness.dumps import read, settled
 from harness.kitcheck import Kit
-from harness.recorded import Recorded, settled
 from reports.record import Record
 from tests.harness import numpy_port
 from tests.harness.conftest import Command
@@ -360,7 +361,7 @@ def test_a_damaged_kit(folder: Path, tmp_path: Path) -> None:
 def test_a_recording_answers_only_what_was_asked_then(folder: Path, found: dict[str, Any]) -> None:
     facts = Kit(folder)
     dump = Dump("test", logits=found[""]["logits"], tensors={"blocks.0.att.w": found[""]["blocks.0.att.w"]})
-    session = Recorded(dump, facts.tokens, facts.model, "port")
+    session = DumpSession(dump, facts.tokens, facts.model, "port")
     assert session.info.abilities == {"trace", "logits-all"}
     last = session.forward(facts.tokens).logits
     assert last is not None

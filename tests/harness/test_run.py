@@ -141,7 +141,7 @@ def test_json_survives_words_that_look_like_numbers() -> None:
 
     with fakes.registered(sick=sick):
         record = measured("sick", suites=("logits",))
-    assert cli._digest(record, [])["failures"][0]["detail"] == "OSError: NaN in tensor 3, -Infinity in 4"
+    assert cli.digest(record, [])["failures"][0]["detail"] == "OSError: NaN in tensor 3, -Infinity in 4"
 
 
 # ---- the reference ---------------------------------------------------------------------------------

@@ -1,0 +1,90 @@
+"""Weights as the C program reads them: matrices in panels, vectors in float32, all of it on huge pages.
+
+The order of LAYER is that of the pointers in rwkv7.h.
+"""
+
+import ctypes
+import mmap
+
+import torch
+from torch import Tensor
+
+from backends.compiled.parts import Reader
+
+ROWS = 4
+"""Rows of a panel, as in matmul.h."""
+
+HUGE = 1 << 21
+"""Bytes of a huge page: fewer and larger pages let the memory stream faster."""
+
+LAYER = (
+    "ln1_weight", "ln1_bias", "mixes", "w0", "a0", "v0", "k_k", "k_a", "r_k", "ln_x_weight", "ln_x_bias",
+    "ln2_weight", "ln2_bias", "ffn_mix", "receptance", "key", "value", "output", "w1", "a1", "v1", "g1",
+    "w2", "a2", "v2", "g2", "ffn_key", "ffn_value",
+)  # fmt: skip
+
+
+def panels(W: Tensor, step: int) -> Tensor:
+    """A matrix (out, in) as the kernels stream it: (out / 4, in / step, 4, step), zeros where there was nothing."""
+    rows, K = W.shape
+    wide = -(-K // step)
+    out = on_huge_pages((-(-rows // ROWS), wide, ROWS, step), W.dtype)
+    whole, inner = rows // ROWS, K // step
+    out[:whole, :inner] = W[: whole * ROWS, : inner * step].view(whole, ROWS, inner, step).transpose(1, 2)
+    if whole < len(out) or inner < wide:
+        padded = torch.zeros(len(out) * ROWS, wide * step, dtype=W.dtype)
+        padded[:rows, :K] = W
+        out.copy_(padded.view(len(out), ROWS, wide, step).transpose(1, 2))
+    return out
+
+
+def by_head(W: Tensor, heads: int, lanes: int) -> Tensor:
+    """The second half of a low-rank pair, (R, C) as stored -> (H, R, N), N padded with zeros to whole vectors."""
+    R, C = W.shape
+    N = C // heads
+    out = torch.zeros(heads, R, -(-N // lanes) * lanes, dtype=W.dtype)
+    out[..., :N] = W.view(R, heads, N).transpose(0, 1)
+    return out
+
+
+def on_huge_pages(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros; large ones on huge pages, where the system has them."""
+    size = torch.Size(shape).numel() * dtype.itemsize
+    if size < HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.zeros(shape, dtype=dtype)
+    mapped = mmap.mmap(-1, size + HUGE)
+    mapped.madvise(mmap.MADV_HUGEPAGE)
+    raw = torch.frombuffer(mapped, dtype=torch.uint8)  # keeps the mapping alive
+    start = -raw.data_ptr() % HUGE
+    return raw[start : start + size].view(dtype).view(shape)
+
+
+def layer(get: Reader, i: int, heads: int, lanes: int, step: int) -> dict[str, Tensor]:
+    """One layer's weights by the names of LAYER; layer 0 has no v0, v1, v2."""
+    block, att, ffn = (get.under(f"blocks.{i}.{part}") for part in ("", "att.", "ffn."))
+    pairs = "wavg" if i else "wag"
+    vectors = {
+        **{f"{name}_{part}": block(f"{name}.{part}") for name in ("ln1", "ln2") for part in ("weight", "bias")},
+        "mixes": torch.stack([att(f"x_{letter}") for letter in "rwkvag"]),
+        **{f"{letter}0": att(f"{letter}0") for letter in pairs if letter != "g"},
+        **{name: att(name) for name in ("k_k", "k_a", "r_k")},
+        "ln_x_weight": att("ln_x.weight"),
+        "ln_x_bias": att("ln_x.bias"),
+        "ffn_mix": ffn("x_k"),
+    }
+    matrices = {
+        **{name: att(f"{name}.weight") for name in ("receptance", "key", "value", "output")},
+        **{f"{letter}1": att.turned(f"{letter}1") for letter in pairs},
+        "ffn_key": ffn("key.weight"),
+        "ffn_value": ffn("value.weight"),
+    }
+    return {
+        **{name: vector.float().contiguous() for name, vector in vectors.items()},
+        **{name: panels(W, step) for name, W in matrices.items()},
+        **{f"{letter}2": by_head(att(f"{letter}2"), heads, lanes) for letter in pairs},
+    }
+
+
+def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    """Where a tensor's values begin; NULL for none."""
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())

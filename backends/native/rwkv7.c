@@ -1,0 +1,230 @@
+/* RWKV-7 from tokens to logits in one call: a prompt, a batch, or one token each. */
+#include "rwkv7.h"
+#include "matmul.h"
+#include "pool.h"
+#include "probe.h"
+#include "scan.h"
+#include "wkv7.h"
+
+#define LN_EPS 1e-5f
+#define LITTLE (1 << 20) /* products a layer, of all columns: below, one thread is done before two have met */
+#define TOKENS 16 /* columns a job, where every column is for itself */
+
+/* Activations of M columns. What meets a matrix is in the format of weights, as wide as the matrix is padded. */
+struct buffers {
+    int columns; /* room for so many */
+    void *memory;
+    float *x, *r, *k, *v, *v_first, *w_lora, *a_lora, *v_lora, *g_lora;
+    weight *mixed[6], *gated, *inner, *normed;
+};
+
+/* One call. */
+struct call {
+    const struct model *m;
+    struct buffers *at;
+    const int64_t *ids; /* (B, T) */
+    const struct state *before, *after;
+    int B, T, M;
+    enum logits want;
+    float *logits;
+};
+
+static int padded(int n) { return (n + STEP - 1) / STEP * STEP; }
+
+/* norm(x) weight + bias over C, one column; the format of weights rounds it. */
+static void layer_norm(const float *x, const float *w, const float *b, int C, float *out) {
+    vec total = {0}, squares = {0};
+    int whole = C / LANES * LANES;
+    float rest = 0.0f;
+    for (int i = 0; i < whole; i += LANES) total += load(x + i);
+    for (int i = whole; i < C; i++) rest += x[i];
+    float mean = (sum(total) + rest) / C;
+    rest = 0.0f;
+    for (int i = 0; i < whole; i += LANES) {
+        vec d = load(x + i) - mean;
+        squares += d * d;
+    }
+    for (int i = whole; i < C; i++) rest += (x[i] - mean) * (x[i] - mean);
+    float scale = 1.0f / sqrtf((sum(squares) + rest) / C + LN_EPS);
+    for (int i = 0; i < C; i++) out[i] = (x[i] - mean) * scale * w[i] + b[i];
+}
+
+static void round_all(float *h, int C) {
+    for (int i = 0; i < C; i++) h[i] = widen(narrow(h[i]));
+}
+
+/* x = ln0(emb[id]) of the columns of one job. */
+static void embed(const struct call *f, int job) {
+    const struct model *m = f->m;
+    float row[m->C];
+    for (int i = job * TOKENS; i < f->M && i < (job + 1) * TOKENS; i++) {
+        const weight *emb = m->emb + (size_t)f->ids[i] * m->C;
+        for (int c = 0; c < m->C; c++) row[c] = widen(emb[c]);
+        layer_norm(row, m->ln0_weight, m->ln0_bias, m->C, f->at->x + (size_t)i * m->C);
+    }
+}
+
+/* Token shift behind a layer norm: out_j = h + (h_prev - h) share_j, for the tokens of one job of one row.
+ * The token before the job's first is normed again, which gives the same bits. */
+static void mix(const struct call *f, int job, const float *ln_w, const float *ln_b, const float *shares, int outputs,
+                weight *const *out, const weight *before, weight *after) {
+    const int C = f->m->C, width = padded(C), jobs = (f->T + TOKENS - 1) / TOKENS;
+    const int b = job / jobs, first = job % jobs * TOKENS;
+    const float *x = f->at->x + (size_t)b * f->T * C;
+    float two[2][C], *h = two[0], *previous = two[1];
+    if (first) {
+        layer_norm(x + (size_t)(first - 1) * C, ln_w, ln_b, C, previous);
+        round_all(previous, C);
+    } else {
+        for (int c = 0; c < C; c++) previous[c] = widen(before[(size_t)b * C + c]);
+    }
+    for (int t = first; t < f->T && t < first + TOKENS; t++) {
+        layer_norm(x + (size_t)t * C, ln_w, ln_b, C, h);
+        round_all(h, C);
+        for (int j = 0; j < outputs; j++) {
+            weight *to = out[j] + ((size_t)b * f->T + t) * width;
+            for (int c = 0; c < C; c++) to[c] = narrow(h[c] + (previous[c] - h[c]) * shares[j * C + c]);
+        }
+        if (t == f->T - 1)
+            for (int c = 0; c < C; c++) after[(size_t)b * C + c] = narrow(h[c]);
+        float *swap = h;
+        h = previous;
+        previous = swap;
+    }
+}
+
+/* Several matrix products as one list of jobs. */
+static void products(struct pool *pool, const struct call *f, int n, const struct matmul *list) {
+    for (int job = claim(pool);; job = claim(pool)) {
+        int i = 0, local = job;
+        while (i < n && local >= jobs_of(&list[i])) local -= jobs_of(&list[i++]);
+        if (i == n) break;
+        matmul_job(&list[i], local, f->M);
+    }
+    barrier(pool);
+}
+
+static void time_mix(struct pool *pool, const struct call *f, int layer) {
+    const struct model *m = f->m;
+    const struct layer *p = &m->layers[layer];
+    struct buffers *at = f->at;
+    const int C = m->C, width = padded(C), N = m->N;
+    const int mixes = f->B * ((f->T + TOKENS - 1) / TOKENS);
+    for (int job; (job = claim(pool)) < mixes;)
+        mix(f, job, p->ln1_weight, p->ln1_bias, p->mixes, 6, at->mixed, f->before[layer].att, (weight *)f->after[layer].att);
+    barrier(pool);
+    weight *const *x = at->mixed; /* xr xw xk xv xa xg */
+    const struct matmul list[] = {
+        {C, width, p->receptance, x[0], KEEP, at->r, 0, 0},    {C, width, p->key, x[2], KEEP, at->k, 0, 0},
+        {C, width, p->value, x[3], KEEP, at->v, 0, 0},         {m->Rw, width, p->w1, x[1], TANH, at->w_lora, 0, 0},
+        {m->Ra, width, p->a1, x[4], KEEP, at->a_lora, 0, 0},   {m->Rg, width, p->g1, x[5], SIGMOID, at->g_lora, 0, 0},
+        {m->Rv, width, p->v1, x[3], KEEP, at->v_lora, 0, 0},
+    };
+    products(pool, f, p->v1 ? 7 : 6, list);
+    for (int job; (job = claim(pool)) < f->B * m->H;) {
+        int b = job / m->H, number = job % m->H;
+        size_t row = (size_t)b * f->T, S = (size_t)job * N * N;
+        struct head h = {p, C, m->H, {m->Rw, m->Ra, m->Rv, m->Rg},
+                         at->r + row * C + number * N, at->k + row * C + number * N, at->v + row * C + number * N,
+                         at->v_first + row * C + number * N,
+                         at->w_lora + row * m->Rw, at->a_lora + row * m->Ra, at->v_lora + row * m->Rv,
+                         at->g_lora + row * m->Rg, f->before[layer].S + S, (float *)f->after[layer].S + S,
+                         at->gated + row * width + number * N, width};
+        head(N, &h, number, f->T);
+    }
+    barrier(pool);
+    products(pool, f, 1, &(struct matmul){C, width, p->output, at->gated, ADD, at->x, 0, 0});
+}
+
+static void channel_mix(struct pool *pool, const struct call *f, int layer) {
+    const struct model *m = f->m;
+    const struct layer *p = &m->layers[layer];
+    struct buffers *at = f->at;
+    const int C = m->C, F = m->F, mixes = f->B * ((f->T + TOKENS - 1) / TOKENS);
+    for (int job; (job = claim(pool)) < mixes;)
+        mix(f, job, p->ln2_weight, p->ln2_bias, p->ffn_mix, 1, at->mixed, f->before[layer].ffn, (weight *)f->after[layer].ffn);
+    barrier(pool);
+    products(pool, f, 1, &(struct matmul){F, padded(C), p->ffn_key, at->mixed[0], SQUARED_RELU, 0, at->inner, padded(F)});
+    products(pool, f, 1, &(struct matmul){C, padded(F), p->ffn_value, at->inner, ADD, at->x, 0, 0});
+}
+
+static void read_out(struct pool *pool, const struct call *f) {
+    const struct model *m = f->m;
+    const int C = m->C, each = f->want == ALL ? f->T : 1, columns = f->B * each;
+    float row[C];
+    for (int i; (i = claim(pool)) < columns;) {
+        int t = f->want == ALL ? i % f->T : f->T - 1;
+        layer_norm(f->at->x + ((size_t)(i / each) * f->T + t) * C, m->ln_out_weight, m->ln_out_bias, C, row);
+        for (int c = 0; c < C; c++) f->at->normed[(size_t)i * padded(C) + c] = narrow(row[c]);
+    }
+    barrier(pool);
+    struct call alone = *f;
+    alone.M = columns;
+    products(pool, &alone, 1, &(struct matmul){m->V, padded(C), m->head, f->at->normed, KEEP, f->logits, 0, 0});
+}
+
+static void forward(struct pool *pool, void *with) {
+    const struct call *f = with;
+    for (int job; (job = claim(pool)) * TOKENS < f->M;) embed(f, job);
+    barrier(pool);
+    for (int layer = 0; layer < f->m->L; layer++) {
+        time_mix(pool, f, layer);
+        channel_mix(pool, f, layer);
+    }
+    if (f->want != NONE) read_out(pool, f);
+}
+
+/* ---- what Python calls ---- */
+
+int lanes(void) { return LANES; }
+int step(void) { return STEP; }
+
+struct buffers *buffers_new(void) { return calloc(1, sizeof(struct buffers)); }
+
+void buffers_free(struct buffers *at) {
+    free(at->memory);
+    free(at);
+}
+
+static void *carve(char **from, size_t bytes) {
+    void *here = *from;
+    *from += (bytes + 63) / 64 * 64;
+    return here;
+}
+
+/* Lay the buffers out from `from`; bytes that they take. Padding is never written, so it stays zero. */
+static size_t lay_out(struct buffers *at, const struct model *m, size_t M, char *from) {
+    char *p = from;
+    float **wide[] = {&at->x, &at->r, &at->k, &at->v, &at->v_first};
+    for (int i = 0; i < 5; i++) *wide[i] = carve(&p, M * m->C * sizeof(float));
+    at->w_lora = carve(&p, M * m->Rw * sizeof(float));
+    at->a_lora = carve(&p, M * m->Ra * sizeof(float));
+    at->v_lora = carve(&p, M * m->Rv * sizeof(float));
+    at->g_lora = carve(&p, M * m->Rg * sizeof(float));
+    for (int i = 0; i < 6; i++) at->mixed[i] = carve(&p, M * padded(m->C) * sizeof(weight));
+    at->gated = carve(&p, M * padded(m->C) * sizeof(weight));
+    at->normed = carve(&p, M * padded(m->C) * sizeof(weight));
+    at->inner = carve(&p, M * padded(m->F) * sizeof(weight));
+    return (size_t)(p - from);
+}
+
+/* Feed B rows of T tokens; 0, or 1 if there is no memory. `after` must not overlap `before`; for T = 1 it may be it. */
+int rwkv7(struct pool *pool, const struct model *m, struct buffers *at, const int64_t *ids, const struct state *before,
+          const struct state *after, int B, int T, int want, float *logits) {
+    int M = B * T;
+    if (M > at->columns) {
+        static char origin[64];
+        size_t bytes = lay_out(at, m, M, origin) + 64;
+        free(at->memory);
+        at->columns = 0;
+        at->memory = calloc(1, bytes);
+        if (!at->memory) return 1;
+        lay_out(at, m, M, (char *)(((uintptr_t)at->memory + 63) / 64 * 64));
+        at->columns = M;
+    }
+    struct call f = {m, at, ids, before, after, B, T, M, want, logits};
+    struct pool alone = {.threads = 1, .process = pool->process};
+    int little = (size_t)M * m->C * (4 * m->C + 2 * m->F) < LITTLE;
+    pool_run(little ? &alone : pool, forward, &f);
+    return 0;
+}

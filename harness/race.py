@@ -1,0 +1,79 @@
+"""The stage speed of a run: who may be timed, against which limits, and what came of it."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from backends import probe
+from backends.base import Session
+from backends.errors import BackendError, Unsupported
+from harness import bench, envelope, opening, suite
+from harness.judge import again, load
+from harness.ledger import Ledger, Spreads
+from harness.limits import Limits, work_of
+from harness.stages import SPEED, measure_of, require, truth_of
+from reports.record import Measurement, Observation, Outcome
+
+if TYPE_CHECKING:
+    from harness.suite import Case
+
+
+def speed(ledger: Ledger, truth_session: Session, sessions: dict[str, Session], spreads: Spreads) -> None:
+    """Interleaved timing of those subjects whose logits are right."""
+    found = suite.load(SPEED)
+    for planned in found.cases:
+        case = replace(planned, options=planned.options | ledger.job.speed)
+        fit: dict[str, Session] = {}
+        for name in ledger.job.subjects:
+            unit = (SPEED, case.name, name)
+            with ledger.guarded(unit):
+                if name not in sessions:
+                    raise BackendError(ledger.subjects[name].error or "not opened")
+                require(found, sessions[name])
+                if not sessions[name].timed:
+                    raise Unsupported("speed was not recorded: time the backend itself, where it runs")
+                if _passes_logits(ledger, truth_session, name, sessions[name], spreads):
+                    fit[name] = sessions[name]
+                else:
+                    wrong = BackendError("no speed is stated for a subject whose logits are wrong")
+                    ledger.event(unit, Outcome.SKIPPED, wrong)
+        while fit and (broken := _race(ledger, fit, case)):
+            del fit[broken]
+
+
+def _race(ledger: Ledger, fit: dict[str, Session], case: "Case") -> str:
+    """Time the subjects against each other; returns who broke, whereupon nothing of this race counts."""
+    rows: list[Measurement | Observation] = []
+    try:
+        for name, session in fit.items():
+            with bench.blaming(name):
+                rows += opening.rows(case.name, name, session, ledger.openings.get(name, {}))
+        rows += bench.measure(fit, ledger.context(case), ledger.progress, _limits(ledger))
+    except bench.BrokenSubjectError as broken:
+        ledger.failed((SPEED, case.name, broken.subject), broken.cause)
+        return broken.subject
+    ledger.measurements += [row for row in rows if isinstance(row, Measurement)]
+    ledger.observations += [row for row in rows if isinstance(row, Observation)]
+    return ""
+
+
+def _limits(ledger: Ledger) -> Limits:
+    shapes = {name: tensor.shape for name, tensor in ledger.weights.tensors.items()}
+    return Limits(work_of(shapes, ledger.weights.facts), probe.cache_bytes(), probe.open_probe)
+
+
+def _passes_logits(ledger: Ledger, truth_session: Session, name: str, session: Session, spreads: Spreads) -> bool:
+    """Whether a subject's logits pass the profile; measured on one prompt if the suite is not part of the job."""
+    if "logits" in ledger.job.suites:
+        verdicts = again(ledger.snapshot(), load(ledger.job.profile)).verdicts
+        own = [v for v in verdicts if v.suite == "logits" and v.subject == name]
+        return bool(own) and all(v.outcome is Outcome.PASS for v in own)
+    found = suite.load("logits")
+    case = found.cases[0]
+    honest = spreads.get((found.name, case.name, envelope.honest_id(session.info.dtype)), {})
+    context = ledger.context(case, honest)
+    measure = measure_of(found)
+    numbers = measure.compare(
+        measure.collect(session, context, None)[0], truth_of(ledger, truth_session, found, case), context
+    )
+    rms = next(number.value for number in numbers if number.name == "rms")
+    return bool(rms <= 3 * context.largest("rms"))

@@ -1,0 +1,126 @@
+"""The machine's limits: that they are numbers of the right kind, and that kernels which do not serve are dropped."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from backends import native, probe
+from backends.errors import BackendError
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> probe.Probe:
+    monkeypatch.setattr(probe, "LEAST_BYTES", 1 << 16)
+    monkeypatch.setattr(probe, "cache_bytes", lambda: 0)
+    monkeypatch.setattr(probe, "EDGES", {"cpu": (8, 16, 32), "cuda": (8, 8, 8)})
+    return probe.open_probe("cpu")
+
+
+def timed(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:
+    """Every kernel takes the next of these times, over and over."""
+    now, order = [0.0], list(seconds)
+
+    def perf_counter() -> float:
+        now[0] += order[0] / 2
+        order.append(order.pop(0))
+        return now[0]
+
+    doubled = [second for second in seconds for _ in range(2)]
+    order[:] = [2 * second for second in doubled]
+    for index in range(0, len(order), 2):
+        order[index] = 0.0  # time passes between two looks, not before the first
+    monkeypatch.setattr(probe, "time", SimpleNamespace(perf_counter=perf_counter))
+
+
+def test_reading_is_bytes_over_the_time_of_the_fastest_kernel(
+    small: probe.Probe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed(monkeypatch, 4.0, 2.0, 8.0)
+    assert small.buffer_bytes == 1 << 16
+    assert small.read() == pytest.approx((1 << 16) / 2.0)
+
+
+def test_a_copy_counts_both_ways(small: probe.Probe, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed(monkeypatch, 2.0)
+    assert small.copy() == pytest.approx(2 * (1 << 16) / 2.0)
+
+
+def test_a_product_is_two_operations_an_entry(small: probe.Probe, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed(monkeypatch, 2.0)
+    assert small.gemm("f32") == pytest.approx(2 * 8 * 16 * 32 / 2.0)
+    assert small.gemm("bf16") == pytest.approx(2 * 8 * 16 * 32 / 2.0)
+
+
+def test_a_format_without_units_is_as_fast_as_float32(small: probe.Probe, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = {"f32": 5.0, "f16": 1.0, "bf16": 9.0, "f64": 2.0}
+    monkeypatch.setattr(small, "_best", lambda what, dtype, build, amount: rates[dtype])
+    assert (small.gemm("f16"), small.gemm("bf16"), small.gemm("f64")) == (5.0, 9.0, 2.0)
+
+
+def test_kernels_that_break_are_dropped(small: probe.Probe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise RuntimeError("no primitive")
+
+    monkeypatch.setattr(small, "_copying", lambda: [broken, lambda: None])
+    assert small.copy() > 0
+    monkeypatch.setattr(small, "_products", lambda dtype: [broken])
+    with pytest.raises(BackendError, match=r"torch cannot gemm f64 on cpu\."):
+        small.gemm("f64")
+
+
+def test_a_reader_of_our_own_takes_part(small: probe.Probe, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int, int]] = []
+
+    def reader(threads: int) -> Any:
+        return lambda address, size: seen.append((threads, address, size))
+
+    monkeypatch.setattr(native, "reader", reader, raising=False)
+    small.read()
+    assert set(seen) == {(torch.get_num_threads(), small._memory.data_ptr(), 1 << 16)}
+
+
+def test_the_buffer_is_four_times_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "LEAST_BYTES", 1 << 12)
+    monkeypatch.setattr(probe, "cache_bytes", lambda: 1 << 14)
+    found = probe.open_probe("cpu")
+    assert found.buffer_bytes == found._memory.nbytes == 1 << 16
+
+
+def test_the_largest_cache_is_the_last(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for index, text in enumerate(("32K", "1024K", "33792K", "odd")):
+        folder = tmp_path / f"index{index}"
+        folder.mkdir()
+        (folder / "size").write_text(text + "\n")
+    monkeypatch.setattr(probe, "Path", lambda _: tmp_path)
+    assert probe.cache_bytes() == 33792 << 10
+    monkeypatch.setattr(probe, "Path", lambda _: tmp_path / "absent")
+    assert probe.cache_bytes() == 0
+
+
+def test_devices_without_a_probe_are_refused_in_words() -> None:
+    with pytest.raises(BackendError, match="there is no probe for device mps; there are for cpu and cuda"):
+        probe.open_probe("mps")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_an_error_in_words() -> None:
+    with pytest.raises(BackendError, match="device cuda cannot be probed: "):
+        probe.open_probe("cuda")
+
+
+def test_a_processor_has_no_device_memory() -> None:
+    assert probe.device_memory("cpu") is None
+    probe.forget_peak("cpu")
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_copies_and_multiplies() -> None:
+    found = probe.open_probe("cuda")
+    probe.forget_peak("cuda")
+    assert found.read() > 1e10
+    assert found.gemm("bf16") > 1e12
+    assert (probe.device_memory("cuda") or 0) >= probe.GPU_BYTES

@@ -1,0 +1,125 @@
+"""Counting against the published sizes, and rates against a probe that says what it is told."""
+
+from math import prod
+
+import pytest
+
+from backends import layouts
+from backends.base import ModelFacts
+from backends.errors import BackendError
+from harness.cells import Cell
+from harness.limits import BYTES, Limits, Rates, Work, fraction, work_of
+
+SIZES = {
+    "0.1b": {"C": 768, "F": 3072, "H": 12, "L": 12, "Rw": 64, "Ra": 64, "Rv": 32, "Rg": 128},
+    "0.4b": {"C": 1024, "F": 4096, "H": 16, "L": 24, "Rw": 64, "Ra": 64, "Rv": 32, "Rg": 128},
+}
+TOKEN, PROMPT = Cell("decode", 1, 1), Cell("prefill", 512, 1)
+
+
+def counted(name: str) -> tuple[Work, int]:
+    sizes = {**SIZES[name], "V": 65536, "N": 64, "Rv0": SIZES[name]["Rv"]}
+    shapes = {n: layouts.canonical(letters, sizes) for n, letters, _ in layouts.shapes("7", sizes["L"])}
+    facts = ModelFacts(name, "7", "", 65536, sizes["C"], sizes["L"], sizes["H"], 64, sizes["F"], 0)
+    return work_of(shapes, facts), sum(map(prod, shapes.values()))
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "megabytes"),
+    [("0.1b", "f32", 563), ("0.1b", "bf16", 281), ("0.4b", "f32", 1535), ("0.4b", "bf16", 767)],
+)
+def test_bytes_of_a_token_are_the_published_ones(name: str, dtype: str, megabytes: int) -> None:
+    work, parameters = counted(name)
+    assert work.weights * BYTES[dtype] / 1e6 == pytest.approx(megabytes, rel=0.002)
+    assert work.weights == parameters - 65536 * SIZES[name]["C"]  # the table is not read
+
+
+@pytest.mark.parametrize(("name", "megaflop"), [("0.1b", 180.6), ("0.4b", 632)])
+def test_operations_of_a_token_are_the_published_ones(name: str, megaflop: float) -> None:
+    work, _ = counted(name)
+    assert 2 * work.products / 1e6 == pytest.approx(megaflop, rel=0.002)
+    assert work.operations(PROMPT) == 512 * 2 * work.products + 2 * work.head  # one token's logits
+    assert work.operations(TOKEN) == 2 * (work.products + work.head)
+
+
+@pytest.mark.parametrize(("name", "megabytes"), [("0.1b", 2.43), ("0.4b", 6.49)])
+def test_the_state_is_of_the_published_size(name: str, megabytes: float) -> None:
+    assert counted(name)[0].state / 1e6 == pytest.approx(megabytes, rel=0.005)
+
+
+def test_the_state_of_rwkv_4_is_five_vectors() -> None:
+    facts = ModelFacts("old", "4", "", 10, 8, 2, 0, 0, 32, 0)
+    assert work_of({}, facts).state == 4 * 2 * 5 * 8
+
+
+def test_rows_share_the_weights_and_have_a_state_each() -> None:
+    work = Work(weights=1000, head=100, products=800, state=40)
+    assert work.bytes(Cell("decode", 1, 1), "f32") == 4000 + 80
+    assert work.bytes(Cell("decode", 10, 4), "bf16") == 10 * (2000 + 320)
+    assert work.bytes(Cell("prefill", 10, 4), "f32") == 4000 + 320  # once for the prompt
+    assert work.operations(Cell("decode", 10, 4)) == 2 * 4 * 10 * 900
+    assert work.bytes(TOKEN, "f32", spared=1500) == 2500 + 80
+    assert work.bytes(TOKEN, "f32", spared=9999) == 80
+    assert work.bytes(Cell("prefill", 1, 1), "f32", spared=1500) == 4080  # it skips nothing
+
+
+def test_the_longer_of_the_two_times_binds() -> None:
+    work = Work(weights=1000, head=100, products=800, state=0)
+    cell = Cell("decode", 1, 1)
+    assert Rates(4000.0, {"f32": 1e9}).seconds(work, cell, "f32") == (1.0, "memory")
+    assert Rates(1e9, {"f32": 900.0}).seconds(work, cell, "f32") == (2.0, "arithmetic")
+
+
+def test_a_share_is_taken_round_by_round() -> None:
+    """A machine that doubles its speed in the middle: every round is held against its own limit."""
+    data = fraction([1.0] * 10 + [0.5] * 10, [2.0] * 10 + [1.0] * 10)
+    assert (data["fraction"], data["fraction_low"], data["fraction_high"]) == (0.5, 0.5, 0.5)
+    assert not data["invalid"]
+    assert fraction([1.06] * 9, [1.0] * 9)["invalid"]
+    assert not fraction([1.04] * 9, [1.0] * 9)["invalid"]
+
+
+class Told:
+    """A probe that counts who asks."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def read(self) -> float:
+        return 10.0
+
+    def copy(self) -> float:
+        return 20.0
+
+    def gemm(self, dtype: str) -> float:
+        self.asked.append(dtype)
+        return 30.0
+
+
+def test_a_device_is_probed_once_opened_and_asked_for_its_formats() -> None:
+    told, opened = Told(), []
+
+    def open_probe(device: str) -> Told:
+        opened.append(device)
+        return told
+
+    limits = Limits(Work(1, 1, 1, 1), 0, open_probe)  # type: ignore[arg-type]
+    turn = limits.turn("cpu", ("f32", "bf16"))
+    assert turn is not None
+    assert turn() == turn() == Rates(10.0, {"f32": 30.0, "bf16": 30.0}, 20.0)
+    assert opened == ["cpu"]
+    assert told.asked == ["f32", "bf16"] * 2
+
+
+def test_why_a_device_has_no_probe_is_kept() -> None:
+    asked = []
+
+    def open_probe(device: str) -> Told:
+        asked.append(device)
+        raise BackendError("there is none")
+
+    limits = Limits(Work(1, 1, 1, 1), 0, open_probe)  # type: ignore[arg-type]
+    assert limits.turn("npu", ("f32",)) is None
+    assert limits.turn("npu", ("f32",)) is None
+    assert asked == ["npu"]
+    assert limits.missing == {"npu": "there is none"}
