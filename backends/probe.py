@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backends.errors import BackendError
+from backends.errors import BackendError, HarnessError
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,8 @@ GPU_BYTES = 1 << 30
 EDGES = {"cpu": (1024, 2048, 1024), "cuda": (8192, 8192, 8192)}
 """Rows, columns and depth of the product: 4.3 GFLOP on a CPU, 1.1 TFLOP on a GPU."""
 
-Kernel = Callable[[], object]
+Kernel = tuple[Callable[[], object], int]
+"""What is timed, and how much it does: bytes or operations."""
 
 
 def cache_bytes() -> int:
@@ -62,11 +63,11 @@ class Probe:
 
     def read(self) -> float:
         """Bytes per second at which memory can be read; on a GPU the rate of copying, which it is held against."""
-        return self.copy() if self._cuda else self._best("read", "", self._reading, self.buffer_bytes)
+        return self.copy() if self._cuda else self._best("read", "", self._reading)
 
     def copy(self) -> float:
         """Bytes per second of a copy, those read and those written."""
-        return self._best("copy", "", self._copying, 2 * self.buffer_bytes)
+        return self._best("copy", "", self._copying)
 
     def gemm(self, dtype: str) -> float:
         """Operations per second of a large matrix product: two for every multiplication and addition.
@@ -75,20 +76,19 @@ class Probe:
             dtype: of the factors. On a CPU, formats that it has no units for are slower than float32, into which a
                 program may convert them: the faster one counts.
         """
-        M, N, K = EDGES[self.device.type]
         asked = dict.fromkeys((dtype, "f32") if not self._cuda and dtype in ("bf16", "f16") else (dtype,))
-        return max(self._best("gemm", name, partial(self._products, name), 2 * M * N * K) for name in asked)
+        return max(self._best("gemm", name, partial(self._products, name)) for name in asked)
 
-    def _best(self, what: str, dtype: str, build: Callable[[], list[Kernel]], amount: int) -> float:
+    def _best(self, what: str, dtype: str, build: Callable[[], list[Kernel]]) -> float:
         """Amount per second of the fastest kernel; built, tried and warmed when first asked for."""
         if (what, dtype) not in self._kernels:
             self._kernels[what, dtype] = [kernel for kernel in build() if _runs(kernel)]
         kernels = self._kernels[what, dtype]
         if not kernels:
             raise BackendError(f"torch cannot {what} {dtype} on {self.device}.".replace("  ", " "))
-        return amount / min(self._seconds(kernel) for kernel in kernels)
+        return max(amount / self._seconds(kernel) for kernel, amount in kernels)
 
-    def _seconds(self, kernel: Kernel) -> float:
+    def _seconds(self, kernel: Callable[[], object]) -> float:
         import torch
 
         if self._cuda:
@@ -100,23 +100,19 @@ class Probe:
         return max(time.perf_counter() - start, 1e-9)
 
     def _reading(self) -> list[Kernel]:
-        """Reductions with all threads that torch has; compiled code of our own where it offers any."""
+        """Reductions with all threads that torch has, and the C program where it can be had."""
         import torch
 
         x = self._memory
         whole = x.view(torch.int64)
-        kernels: list[Kernel] = [x.amax, whole.amax, x.norm]
-        reader = getattr(importlib.import_module("backends.native"), "reader", None)
-        if reader is not None:
-            ours = reader(torch.get_num_threads())
-            kernels.append(lambda: ours(x.data_ptr(), self.buffer_bytes))
-        return kernels
+        kernels: list[Kernel] = [(kernel, self.buffer_bytes) for kernel in (x.amax, whole.amax, x.norm)]
+        return kernels + _native(torch.get_num_threads())
 
     def _copying(self) -> list[Kernel]:
         import torch
 
         target = torch.empty_like(self._memory)
-        return [lambda: target.copy_(self._memory)]
+        return [(lambda: target.copy_(self._memory), 2 * self.buffer_bytes)]
 
     def _products(self, dtype: str) -> list[Kernel]:
         import torch
@@ -126,10 +122,10 @@ class Probe:
         M, N, K = EDGES[self.device.type]
         x = torch.ones(M, K, dtype=DTYPES[dtype], device=self.device)
         W = torch.ones(N, K, dtype=DTYPES[dtype], device=self.device)
-        kernels: list[Kernel] = [lambda: torch.nn.functional.linear(x, W)]
+        products: list[Callable[[], object]] = [lambda: torch.nn.functional.linear(x, W)]
         if not self._cuda and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-            kernels.append(lambda: torch.ops.mkldnn._linear_pointwise(x, W, None, "none", [], ""))
-        return kernels
+            products.append(lambda: torch.ops.mkldnn._linear_pointwise(x, W, None, "none", [], ""))
+        return [(product, 2 * M * N * K) for product in products]
 
 
 def open_probe(device: str) -> Probe:
@@ -169,11 +165,20 @@ def forget_peak(device: str) -> None:
 def _runs(kernel: Kernel) -> bool:
     """Whether a kernel serves here; warms it up twice."""
     try:
-        kernel()
-        kernel()
+        kernel[0]()
+        kernel[0]()
     except RuntimeError:
         return False
     return True
+
+
+def _native(threads: int) -> list[Kernel]:
+    """The memory probe of the C program; nothing where that cannot be had."""
+    try:
+        ours = importlib.import_module("backends.native.library").MemoryProbe(threads)
+    except (ImportError, AttributeError, HarnessError, OSError):
+        return []
+    return [(ours.read, ours.nbytes)]
 
 
 def _huge(size: int) -> "torch.Tensor":

@@ -144,7 +144,7 @@ _TABLE = (
     ),
     Backend(
         "torch-compile",
-        "written apart: whole-prompt token shift, chunked WKV, compiled step; CPU and CUDA",
+        "written apart: one C program on CPUs, chunked WKV and a compiled step elsewhere; CPU and CUDA",
         "backends.torch_compiled:open_torch_compiled",
         requires=("torch",),
         devices=("cpu", "cuda"),

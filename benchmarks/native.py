@@ -7,8 +7,8 @@ PYTHON is an interpreter that has llama_cpp; llama.cpp is timed inside its own p
 a GGUF that is written here. Backends named by --against are timed through their sessions.
 
 Every round times each subject once, in an order drawn anew, with a probe of the read bandwidth before each. Printed are
-medians over rounds; ratios are of samples of the same round. "of the probe" is the bytes that a decoded token needs
-(weights once, the state read and written), by its time, by what the probe before it read.
+medians over rounds, and the best round; ratios are medians over samples of the same round. "of the probe" is the bytes
+that a decoded token needs (weights once, the state read and written), by its time, by what the probe before it read.
 """
 
 import argparse
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from backends.native.library import MemoryProbe
     from backends.weights import Weights
 
-TOKENS = 8
-"""Decoded tokens a sample."""
-
 
 def main() -> None:
     """Every cell by itself, a line for each subject."""
@@ -43,6 +40,7 @@ def main() -> None:
     p.add_argument("--llama", metavar="PYTHON", default="")
     p.add_argument("--batch", nargs="*", type=int, default=[1, 4, 16, 64])
     p.add_argument("--prompt", nargs="*", type=int, default=[512])
+    p.add_argument("--steps", type=int, default=8, help="decoded tokens a sample")
     p.add_argument("--seconds", type=float, default=30.0, help="of each cell, at most")
     p.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     options = p.parse_args()
@@ -60,9 +58,11 @@ def main() -> None:
         probe = MemoryProbe(options.threads)
         for B in options.batch:
             able = {name: s for name, s in sessions.items() if B == 1 or "batch" in s.info.abilities}
-            subjects = {name: decode(s, B) for name, s in able.items()} | llama(f"decode {B} {TOKENS}")
+            subjects = {name: decode(s, B, options.steps) for name, s in able.items()}
+            subjects |= llama(f"decode {B} {options.steps}")
             samples = interleaved(subjects, probe, options.seconds)
-            show(f"decode, batch {B}", samples, B * TOKENS, TOKENS * needed(weights, options.dtype, B))
+            moved = options.steps * needed(weights, options.dtype, B)
+            show(f"decode, batch {B}", samples, B * options.steps, moved)
         for T in options.prompt:
             subjects = {name: prefill(s, T) for name, s in sessions.items()} | llama(f"prompt {T}")
             show(f"prompt of {T}", interleaved(subjects, probe, options.seconds), T, 0)
@@ -103,15 +103,15 @@ def needed(weights: "Weights", dtype: str, B: int) -> int:
     return (facts.parameters - facts.vocab_size * facts.n_embd) * size + 2 * B * state
 
 
-def decode(session: "Session", B: int) -> Callable[[], float]:
-    """Seconds of TOKENS steps, after the prompt and the first one."""
+def decode(session: "Session", B: int, count: int) -> Callable[[], float]:
+    """Seconds of `count` steps, after the prompt and the first one."""
 
     def sample() -> float:
-        steps = session.generate([[1]] * B, max_new_tokens=TOKENS + 1)
+        steps = session.generate([[1]] * B, max_new_tokens=count + 1)
         next(steps)
         start = time.perf_counter()
         done = sum(1 for _ in steps)
-        assert done == TOKENS
+        assert done == count
         return time.perf_counter() - start
 
     return sample
@@ -156,7 +156,8 @@ def show(cell: str, samples: Samples, tokens: int, moved: int) -> None:
     for name, found in samples.items():
         seconds = [s for s, _ in found]
         ratio = statistics.median(theirs / mine for mine, theirs in zip(ours, seconds, strict=True))
-        line = f"{cell:18} {name:14} {tokens / statistics.median(seconds):9.1f} tokens/s"
+        best = tokens / min(seconds)
+        line = f"{cell:18} {name:14} {tokens / statistics.median(seconds):8.1f} tokens/s (best {best:8.1f})"
         if moved:
             share = statistics.median(moved / s / rate for s, rate in found)
             low, high = min(r for _, r in found) / 1e9, max(r for _, r in found) / 1e9

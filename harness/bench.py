@@ -16,7 +16,7 @@ import numpy as np
 
 from backends.base import Ids, Session
 from harness import energy, memory, positions, statistics
-from harness.cells import ENOUGH, LONGER, Cell, Plan, Sample, interleaved, repeated, sample, warm_up
+from harness.cells import ENOUGH, Cell, Plan, Sample, interleaved, repeated, sample, warm_up
 from harness.limits import Limits, Rates
 from harness.measures.base import Context
 from harness.noise import Noise, Watch
@@ -86,7 +86,7 @@ def measure(
     """
     plan = Plan.of(context.case.options)
     limits = limits if plan.probe else None
-    working: dict[str, int] = {}
+    working: dict[str, dict[str, int]] = {}
     trusted = True
     for cell in plan.cells():
         able = {name: s for name, s in sessions.items() if cell.batch == 1 or "batch" in s.info.abilities}
@@ -97,8 +97,10 @@ def measure(
             yield from _rows(race, able, context.case.name, limits, trusted)
     yield from positions.measure(sessions, context, plan, progress, blaming)
     for name, grown in working.items():
-        where = "largest of all cells, this process"
-        yield Measurement(SUITE, context.case.name, name, "working_memory", float(grown), "bytes", where)
+        for key, measure in (("own", "working_memory"), ("device", "working_memory_of_device")):
+            if key in grown:
+                where = "largest of all cells"
+                yield Measurement(SUITE, context.case.name, name, measure, float(grown[key]), "bytes", where)
 
 
 def run(
@@ -107,7 +109,7 @@ def run(
     context: Context,
     plan: Plan,
     limits: Limits | None = None,
-    working: dict[str, int] | None = None,
+    working: dict[str, dict[str, int]] | None = None,
 ) -> Race:
     """Warm everybody up, then time a cell in rounds.
 
@@ -123,7 +125,10 @@ def run(
     turns: dict[str, Callable[[], Any]] = {}
     for name, session in sessions.items():
         once = _turn(name, cell, session, fed)
-        repeats = _watched(name, once, plan, working if working is not None else {})
+        repeats, grown = _watched(session.info.device, once, plan)
+        for key, size in grown.items():
+            kept = working.setdefault(name, {}) if working is not None else {}
+            kept[key] = max(kept.get(key, 0), size)
         turns[name] = partial(repeated, once, repeats)
     first = next(iter(sessions))
     again = f"{first}, again"
@@ -151,15 +156,13 @@ def _turn(name: str, cell: Cell, session: Session, fed: Ids) -> Callable[[], Sam
     return turn
 
 
-def _watched(name: str, turn: Callable[[], Sample], plan: Plan, working: dict[str, int]) -> int:
-    """Warm up, and look at the memory that it takes; returns how often a sample has to be repeated."""
-    memory.forget_peak()
-    before = memory.look()
-    repeats = warm_up(turn, plan.seconds)
-    grown = memory.grown(before, memory.look())
-    if grown:
-        working[name] = max(working.get(name, 0), grown["own"])
-    return repeats
+def _watched(device: str, turn: Callable[[], Sample], plan: Plan) -> tuple[int, dict[str, int]]:
+    """Warm up; how often a sample has to be repeated, and the memory that it takes."""
+    memory.forget_peak(device)
+    before = memory.look(device)
+    repeats = warm_up(turn, plan.seconds, plan.least)
+    grown = memory.grown(before, memory.look(device))
+    return repeats, {key: size for key, size in grown.items() if key in ("own", "device")}
 
 
 def _probes(sessions: Mapping[str, Session], limits: Limits) -> dict[str, Callable[[], Rates]]:
@@ -178,7 +181,7 @@ def _enough(plan: Plan, subjects: tuple[str, ...], again: str, found: Mapping[st
         return True
     if rounds < plan.rounds:
         return False
-    return again not in found or rounds >= LONGER * plan.rounds or _same(found[subjects[0]], found[again])
+    return again not in found or rounds >= plan.longer * plan.rounds or _same(found[subjects[0]], found[again])
 
 
 def _same(one: list[Sample], other: list[Sample]) -> bool:
@@ -240,8 +243,9 @@ def _singles(samples: list[Sample]) -> dict[str, Any]:
 
 
 def _joules(cell: Cell, samples: list[Sample]) -> dict[str, Any]:
+    """Their mean: counters are coarse, and what one sample missed another one has."""
     told = [one.joules / cell.work for one in samples if one.joules is not None]
-    return {"joules_per_token": statistics.median(told).value} if told else {}
+    return {"joules_per_token": sum(told) / len(told)} if told else {}
 
 
 def _ratio(samples: list[Sample], baseline: list[Sample], trusted: bool) -> dict[str, Any]:

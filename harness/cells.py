@@ -20,12 +20,8 @@ ENOUGH = 5
 TICK = 1e-9
 """Seconds: no sample is shorter, also where the clock did not move."""
 
-LEAST = 0.02
-"""Seconds: what takes less is repeated within one sample, so that a moment's disturbance does not decide it."""
-
 MOST_REPEATS = 20
-LONGER = 3
-"""A cell goes on for so many times its rounds while the same thing timed twice does not read equivalent."""
+"""Of what is over in a moment, within one sample."""
 
 T = TypeVar("T")
 
@@ -68,7 +64,9 @@ class Plan:
         decode: tokens that one sample of decoding generates.
         batches: rows.
         positions: where the cost of one more token is looked at.
-        rounds: at most, unless the control asks for more.
+        rounds: of every cell.
+        longer: a cell goes on for so many times its rounds while the same thing timed twice does not read equivalent.
+        least: seconds; what takes less is repeated within one sample, so that no moment's disturbance decides it.
         seconds: a cell stops early once a subject has used so many and has enough rounds.
         control: in which kinds of cells the first subject is timed twice.
         probe: whether the machine's limits are probed in between.
@@ -78,8 +76,10 @@ class Plan:
     prefill: tuple[int, ...]
     decode: int
     batches: tuple[int, ...]
-    positions: tuple[int, ...] = (0, 256, 512)
+    positions: tuple[int, ...] = (0, 512)
     rounds: int = 12
+    longer: int = 1
+    least: float = 0.002
     seconds: float = 4.0
     control: tuple[str, ...] = ("decode",)
     probe: bool = False
@@ -172,11 +172,16 @@ def step(session: Session, handle: Any, count: int) -> list[float]:
     return found
 
 
-def warm_up(once: Callable[[], Sample], seconds: float) -> int:
+def warm_up(once: Callable[[], Sample], seconds: float, least: float) -> int:
     """Run until the last samples agree, so that compiling and caches are not timed.
 
+    Args:
+        once: takes a sample.
+        seconds: no more samples once they took so many.
+        least: seconds that a sample shall last.
+
     Returns:
-        How often a sample has to be repeated to last `LEAST` seconds.
+        How often it has to be repeated for that.
     """
     taken: list[float] = []
     for number in range(WARM_UP[1]):
@@ -184,7 +189,7 @@ def warm_up(once: Callable[[], Sample], seconds: float) -> int:
         settled = statistics.steady_from(taken, window=3) is not None if number >= 3 else False
         if number + 1 >= WARM_UP[0] and (settled or sum(taken) > seconds):
             break
-    return int(np.clip(np.ceil(LEAST / min(taken)), 1, MOST_REPEATS))
+    return int(np.clip(np.ceil(least / min(taken)), 1, MOST_REPEATS))
 
 
 def repeated(once: Callable[[], Sample], times: int) -> Sample:

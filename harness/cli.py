@@ -65,8 +65,12 @@ def report(options: argparse.Namespace) -> int:
     """Draw a record; without one the latest, without that a new run."""
     from reports import store
 
+    if options.format == ["speed"]:
+        return racing.page(options)
+    if len(options.record) > 1:
+        raise UsageError("several records make one page of timings: add --format speed, or name one --record.")
     if options.record:
-        record = store.load(Path(options.record))
+        record = store.load(Path(options.record[0]))
     else:
         latest = store.latest(Path(options.out) / RECORDS, status="complete")
         if latest is None:

@@ -12,7 +12,7 @@ from backends.errors import InputError
 from harness import statistics
 from harness.statistics import RESAMPLES, Interval
 from reports import store
-from reports.record import Observation, Record, RecordError, Subject
+from reports.record import Observation, Record, Subject
 
 MACHINE = (("cpu", "processor"), ("cores", "number of cores"), ("memory_gib", "memory"))
 """Facts of the environment that have to be the same, with their names."""
@@ -23,18 +23,16 @@ Key = tuple[str, str, int, int]
 """Subject, what, tokens, batch."""
 
 
-def baseline(path: Path) -> Record:
+def timed_record(path: Path) -> Record:
     """An earlier record that has timings.
 
     Raises:
-        InputError: it cannot be read, or nothing was timed in it.
+        InputError: nothing was timed in it.
+        RecordError: it cannot be read.
     """
-    try:
-        record = store.load(path)
-    except RecordError as error:
-        raise InputError(f"--baseline: {error}.") from None
+    record = store.load(path)
     if not _timed(record):
-        raise InputError(f"--baseline {path}: nothing was timed in that run; `bench` writes such records.")
+        raise InputError(f"{path}: nothing was timed in that run; `python -m harness bench` writes such records.")
     return record
 
 

@@ -124,7 +124,9 @@ class Limits:
 
     def probe(self, device: str) -> "Probe | None":
         """The probe of a device, opened once; None where there is none."""
-        if device not in self._probes and device not in self.missing:
+        if device in self.missing:
+            return None
+        if device not in self._probes:
             try:
                 self._probes[device] = self.open_probe(device)
             except BackendError as error:
@@ -132,11 +134,20 @@ class Limits:
         return self._probes.get(device)
 
     def turn(self, device: str, dtypes: tuple[str, ...]) -> Callable[[], Rates] | None:
-        """What a device's turn in a round is; None where it has no probe."""
+        """What a device's turn in a round is, tried once; None where it has no probe."""
         probe = self.probe(device)
         if probe is None:
             return None
-        return lambda: Rates(probe.read(), {dtype: probe.gemm(dtype) for dtype in dtypes}, probe.copy())
+
+        def turn() -> Rates:
+            return Rates(probe.read(), {dtype: probe.gemm(dtype) for dtype in dtypes}, probe.copy())
+
+        try:
+            turn()
+        except BackendError as error:
+            self.missing[device] = str(error)
+            return None
+        return turn
 
     def compare(self, cell: Cell, session: "Session", rates: Sequence[Rates], seconds: list[float]) -> dict[str, Any]:
         """How near to the machine's limit a subject came in a cell, or `no_limit`: why that is not known.

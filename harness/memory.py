@@ -5,6 +5,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from backends import probe
+
 PROC = Path("/proc")
 
 
@@ -16,24 +18,27 @@ class Memory:
         now: bytes of this process.
         peak: the most since `forget_peak`.
         children: process id -> its own peak.
+        device: bytes that torch took on a GPU at most since `forget_peak`; None on a CPU.
     """
 
     now: int
     peak: int
     children: dict[int, int]
+    device: int | None = None
 
 
-def look(root: Path = PROC) -> Memory | None:
-    """Memory now; None where the system does not tell."""
+def look(device: str = "cpu", root: Path = PROC) -> Memory | None:
+    """Memory now, of a GPU too where `device` is one; None where the system does not tell."""
     own = _status(root, os.getpid())
     if own is None:
         return None
     family = {pid: found for pid in _descendants(root, os.getpid()) if (found := _status(root, pid))}
-    return Memory(*own, {pid: peak for pid, (_, peak) in family.items()})
+    return Memory(*own, {pid: peak for pid, (_, peak) in family.items()}, probe.device_memory(device))
 
 
-def forget_peak(root: Path = PROC) -> None:
+def forget_peak(device: str = "cpu", root: Path = PROC) -> None:
     """Begin a new maximum where that is allowed; elsewhere the peak stays the process's own."""
+    probe.forget_peak(device)
     try:
         (root / "self" / "clear_refs").write_text("5")
     except OSError:
@@ -46,6 +51,8 @@ def grown(before: Memory | None, after: Memory | None) -> dict[str, int]:
         return {}
     new = {pid: peak for pid, peak in after.children.items() if pid not in before.children}
     found = {"own": max(0, after.peak - before.now)}
+    if before.device is not None and after.device is not None:
+        found["device"] = max(0, after.device - before.device)
     return found | ({"children": sum(new.values()), "processes": len(new)} if new else {})
 
 

@@ -31,13 +31,15 @@ def opened(name: str, weights: "Weights", threads: int, tokens: "Ids") -> tuple[
 
     Returns:
         The session, and `load_seconds`, `first_seconds` (from the first call to its logits, compilers included; left
-        out where that call broke, which the suites will find), and what of memory it took: `own` and `children` bytes.
+        out where that call broke, which the suites will find), and what it took of memory: bytes `own`, of `device`
+        and of `children`.
 
     Raises:
         Exception: whatever opening raised.
     """
-    memory.forget_peak()
-    before, start = memory.look(), time.perf_counter()
+    device = parse(name).device
+    memory.forget_peak(device)
+    before, start = memory.look(device), time.perf_counter()
     session = open_session(parse(name), weights, threads)
     data: dict[str, Any] = {"load_seconds": time.perf_counter() - start}
     if session.timed:
@@ -46,7 +48,7 @@ def opened(name: str, weights: "Weights", threads: int, tokens: "Ids") -> tuple[
             session.forward(tokens[:FIRST], want=Want(logits="last"))
             session.sync()
             data["first_seconds"] = time.perf_counter() - start
-    return session, data | memory.grown(before, memory.look())
+    return session, data | memory.grown(before, memory.look(device))
 
 
 def rows(case: str, name: str, session: Session, data: dict[str, Any]) -> Iterator[Measurement | Observation]:
@@ -70,6 +72,7 @@ _NUMBERS = (
     ("load_seconds", "load_time", "s"),
     ("first_seconds", "first_answer", "s"),
     ("own", "memory", "bytes"),
+    ("device", "memory_of_device", "bytes"),
     ("children", "memory_of_children", "bytes"),
     ("state_bytes", "state_size", "bytes"),
     ("round_trip_ms", "round_trip", "ms"),

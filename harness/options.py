@@ -119,7 +119,11 @@ def _validate(p: argparse.ArgumentParser) -> None:
 
 def _report(p: argparse.ArgumentParser) -> None:
     p.add_argument(
-        "--record", metavar="FILE", help="a record to draw again; default: the latest in --out, else a new run"
+        "--record",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a record to draw again, several for --format speed; default: the latest in --out, else a new run",
     )
     p.add_argument("--profile", default="", help="judge again by this profile first")
     _what(p)
@@ -283,7 +287,7 @@ def _where(p: argparse.ArgumentParser, out: str = OUT) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help=f"repeatable, of {', '.join(FORMATS)}; default: all",
+        help=f"repeatable, of {', '.join(FORMATS)}; default: all; of `report` also speed, a page of timings",
     )
     _json(p)
 

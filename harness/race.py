@@ -1,27 +1,40 @@
 """The stage speed of a run: who may be timed, against which limits, and what came of it."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from backends import probe
 from backends.base import Session
 from backends.errors import BackendError, Unsupported
 from harness import bench, envelope, opening, suite
+from harness.job import Job
 from harness.judge import again, load
 from harness.ledger import Ledger, Spreads
 from harness.limits import Limits, work_of
 from harness.stages import SPEED, measure_of, require, truth_of
+from harness.suite import Case, Suite
 from reports.record import Measurement, Observation, Outcome
 
-if TYPE_CHECKING:
-    from harness.suite import Case
+GATE = 2
+"""Prompts whose logits a bench judges; honest runs of all would take longer than the timing, on a large model."""
+
+
+def gate(job: Job) -> tuple[Suite, ...]:
+    """The suites of a bench as it runs them; empty for any other job, whose suites are run as they are."""
+    if not job.speed:
+        return ()
+    return tuple(_narrowed(found, job) for found in map(suite.load, job.suites))
+
+
+def _narrowed(found: Suite, job: Job) -> Suite:
+    if found.name == SPEED:
+        return replace(found, cases=tuple(replace(c, options=c.options | job.speed) for c in found.cases))
+    return replace(found, cases=found.cases[:GATE])
 
 
 def speed(ledger: Ledger, truth_session: Session, sessions: dict[str, Session], spreads: Spreads) -> None:
     """Interleaved timing of those subjects whose logits are right."""
-    found = suite.load(SPEED)
-    for planned in found.cases:
-        case = replace(planned, options=planned.options | ledger.job.speed)
+    found = next((one for one in ledger.plan if one.name == SPEED), suite.load(SPEED))
+    for case in found.cases:
         fit: dict[str, Session] = {}
         for name in ledger.job.subjects:
             unit = (SPEED, case.name, name)
@@ -40,7 +53,7 @@ def speed(ledger: Ledger, truth_session: Session, sessions: dict[str, Session], 
             del fit[broken]
 
 
-def _race(ledger: Ledger, fit: dict[str, Session], case: "Case") -> str:
+def _race(ledger: Ledger, fit: dict[str, Session], case: Case) -> str:
     """Time the subjects against each other; returns who broke, whereupon nothing of this race counts."""
     rows: list[Measurement | Observation] = []
     try:

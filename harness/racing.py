@@ -17,6 +17,8 @@ QUICK: dict[str, Any] = {
     "batches": [1],
     "positions": [0, 512, 1024],
     "rounds": 24,
+    "longer": 3,
+    "least": 0.02,
     "seconds": 8.0,
     "control": ["decode", "prefill"],
     "probe": True,
@@ -70,7 +72,7 @@ def bench(options: argparse.Namespace) -> int:
     from harness import cli, history
 
     options.speed = asked(options)
-    earlier = history.baseline(Path(options.baseline)) if options.baseline else None
+    earlier = history.timed_record(Path(options.baseline)) if options.baseline else None
 
     def compared(record: "Record") -> "Record":
         return history.with_history(record, earlier) if earlier else record
@@ -87,6 +89,19 @@ def bench(options: argparse.Namespace) -> int:
         cli.print_paths(paths)
         print(verdict_line(record))
     return exit_code(record, bool(earlier))
+
+
+def page(options: argparse.Namespace) -> int:
+    """One page of the timings of all records that were named, with plots beside it, in the folder --out."""
+    from harness import history
+    from reports import benchmarks
+
+    paths = [Path(name) for name in options.record]
+    if not paths:
+        raise UsageError("--format speed draws records that were timed: name them with --record.")
+    written = benchmarks.write({path: history.timed_record(path) for path in paths}, Path(options.out), options.typed)
+    print(json.dumps({"files": list(map(str, written))}, indent=1) if options.json else f"wrote {written[0]}")
+    return 0
 
 
 def exit_code(record: "Record", compared: bool) -> int:
@@ -118,12 +133,14 @@ def _seen(record: "Record", kind: str) -> list["Observation"]:
 
 def lines(record: "Record") -> Iterator[str]:
     """The tables that the terminal shows."""
-    from reports import speed
+    from reports import timings
     from reports.text import plain
 
-    rows = [list(map(plain, row)) for row in speed.terminal(record)]
+    rows = [list(map(plain, row)) for row in timings.terminal(record)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         left = row[0].ljust(widths[0])
-        yield "  ".join([left, *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]).rstrip()
-    yield from speed.sentences(record)
+        yield "  ".join(
+            [left, *(cell.rjust(width) for cell, width in zip(row[1:-1], widths[1:-1], strict=True)), row[-1]]
+        ).rstrip()
+    yield from timings.sentences(record)

@@ -103,7 +103,7 @@ def _start(
 ) -> Ledger:
     from backends.tokenizer import for_model
 
-    created = now()
+    created, plan = now(), race.gate(job)
     record = Record(
         id=new_id(),
         created=created,
@@ -112,9 +112,9 @@ def _start(
         job_key=job_key(job),
         model=plain(asdict(weights.facts)),
         environment=facts.environment(),
-        suites=tuple(suite.load(name).facts() for name in job.suites),
+        suites=tuple(found.facts() for found in plan or map(suite.load, job.suites)),
     )
-    ledger = Ledger(job, record, weights, for_model(weights.facts), progress, keep)
+    ledger = Ledger(job, record, weights, for_model(weights.facts), progress, keep, plan=plan)
     ledger.notes += _model_notes(weights)
     if earlier is not None:
         ledger.record = replace(record, id=earlier.id, created=earlier.created)

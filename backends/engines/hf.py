@@ -6,6 +6,9 @@ from backends.engines.files import WRITTEN, own_pth, provide_pth
 from backends.engines.session import EngineSession, Setup
 from backends.weights import Weights
 
+HEAD = 64
+"""Head size of every released RWKV-7; official code writes the group norm's epsilon as 64e-5, the package N * 1e-5."""
+
 
 def open_hf(weights: Weights, *, device: str = "cpu", dtype: str = "f32", threads: int = 0) -> EngineSession:
     """The package on a checkpoint.
@@ -24,6 +27,10 @@ def open_hf(weights: Weights, *, device: str = "cpu", dtype: str = "f32", thread
     folder = path.resolve() if path is not None and path.is_dir() else None
     notes = [] if folder or own_pth(weights) else [WRITTEN]
     notes += [] if folder else ["converted by the package's own converter"]
+    size = weights.facts.head_size
+    notes += (
+        [] if size == HEAD else [f"head size {size}: the package's group norm has epsilon {size}e-5, not {HEAD}e-5"]
+    )
 
     def provide(weights: Weights, scratch: Path) -> Path:
         if folder is None:

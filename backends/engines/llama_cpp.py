@@ -12,6 +12,8 @@ from backends.weights import Weights
 
 WRITTEN = "the GGUF was written by this project from the official tensors"
 
+OWN = "it computes from a GGUF of its own, in whatever formats that holds"
+
 STEP = 64
 """Channels that llama.cpp's WKV kernels take at once, at most; they expect heads of a multiple."""
 
@@ -49,9 +51,10 @@ def open_llama_cpp(
         return path
 
     settings = {"version": facts.version, "dtype": dtype, "tokenizer": facts.tokenizer, "layers": facts.n_layer}
-    return EngineSession(
-        weights, Setup("llama-cpp", "llama_cpp", settings, provide, tuple(notes)), dtype, device, threads
-    )
+    setup = Setup("llama-cpp", "llama_cpp", settings, provide, tuple(notes))
+    session = EngineSession(weights, setup, dtype, device, threads)
+    session.own_file = OWN if argument else ""
+    return session
 
 
 def check(header: gguf.Header, path: str, facts: ModelFacts) -> None:

@@ -16,15 +16,34 @@
 #else
 #define COLUMNS 3 /* 12 of 16 */
 #endif
+#define FEW (sizeof(weight) == 4 ? 3 : 4) /* columns up to which hardware alone keeps up */
+#define FAR 8192                          /* bytes */
+
+/* What a tile asks memory for besides, into the second-level cache. */
+struct ahead {
+    int bytes;          /* of its own stream; 0 where the panel is near already */
+    const weight *next; /* the panel that this thread needs a block later, or NULL; */
+    int turn, turns;    /* tiles that share that panel, and which of them this is */
+};
+
+INLINE void ask(const weight *p) {
+#pragma GCC unroll 8
+    for (int i = 0; i < ROWS; i++) __builtin_prefetch(p + i * STEP, 0, 2);
+}
 
 /* out[column][row] of one tile; `columns` is a constant wherever this is expanded. */
-INLINE void tile(int columns, int K, const weight *W, const weight *x, float out[][ROWS]) {
+INLINE void tile(int columns, int K, const weight *W, const weight *x, float out[][ROWS], struct ahead ahead) {
     vec y[COLUMNS][ROWS];
 #pragma GCC unroll 8
     for (int c = 0; c < columns; c++)
 #pragma GCC unroll 8
         for (int i = 0; i < ROWS; i++) y[c][i] = (vec){0};
     for (int k = 0; k < K; k += STEP, W += ROWS * STEP) {
+        if (columns > FEW && ahead.bytes) ask((const weight *)((const char *)W + ahead.bytes));
+        if (ahead.next && ahead.turn-- == 0) {
+            ahead.turn = ahead.turns - 1;
+            ask(ahead.next + (size_t)k * ROWS);
+        }
         word w[ROWS];
 #pragma GCC unroll 8
         for (int i = 0; i < ROWS; i++) w[i] = words(W + i * STEP);
@@ -62,17 +81,17 @@ INLINE void keep(const struct matmul *m, int column, int row, float y) {
     }
 }
 
-static void tiles(const struct matmul *m, int row, int columns, int column) {
+static void tiles(const struct matmul *m, int row, int columns, int column, struct ahead ahead) {
     const weight *W = m->W + (size_t)row * m->K, *x = m->x + (size_t)column * m->K;
     float out[COLUMNS][ROWS];
     switch (columns) {
-    case 1: tile(1, m->K, W, x, out); break;
-    case 2: tile(2, m->K, W, x, out); break;
-    case 3: tile(3, m->K, W, x, out); break;
+    case 1: tile(1, m->K, W, x, out, ahead); break;
+    case 2: tile(2, m->K, W, x, out, ahead); break;
+    case 3: tile(3, m->K, W, x, out, ahead); break;
 #if COLUMNS > 3
-    case 4: tile(4, m->K, W, x, out); break;
-    case 5: tile(5, m->K, W, x, out); break;
-    case 6: tile(6, m->K, W, x, out); break;
+    case 4: tile(4, m->K, W, x, out, ahead); break;
+    case 5: tile(5, m->K, W, x, out, ahead); break;
+    case 6: tile(6, m->K, W, x, out, ahead); break;
 #endif
     }
     int rows = m->rows - row < ROWS ? m->rows - row : ROWS;
@@ -80,16 +99,34 @@ static void tiles(const struct matmul *m, int row, int columns, int column) {
         for (int i = 0; i < rows; i++) keep(m, column + c, row + i, out[c][i]);
 }
 
-#define BLOCK 32 /* rows a job */
+#define BLOCK 32             /* rows a job, where arithmetic decides; */
+#define PORTION (96 * 1024) /* bytes, where memory does */
 
-INLINE int jobs_of(const struct matmul *m) { return (m->rows + BLOCK - 1) / BLOCK; }
+INLINE int block_rows(const struct matmul *m, int columns) {
+    int rows = (int)(PORTION / (m->K * sizeof(weight))) / ROWS * ROWS;
+    return columns > COLUMNS ? BLOCK : rows ? rows : ROWS;
+}
 
-/* One block of rows for all columns; a tile's activations stay near while the block's rows pass. */
-static void matmul_job(const struct matmul *m, int job, int columns) {
-    int start = job * BLOCK, end = start + BLOCK < m->rows ? start + BLOCK : m->rows;
-    for (int c = 0; c < columns; c += COLUMNS)
-        for (int row = start; row < end; row += ROWS)
-            tiles(m, row, columns - c < COLUMNS ? columns - c : COLUMNS, c);
+INLINE int jobs_of(const struct matmul *m, int columns) {
+    int rows = block_rows(m, columns);
+    return (m->rows + rows - 1) / rows;
+}
+
+INLINE const weight *block_of(const struct matmul *m, int job, int columns) {
+    return m->W + (size_t)job * block_rows(m, columns) * m->K;
+}
+
+/* One block of rows for all columns. A tile's activations stay near while the block's rows pass. All tiles but the
+ * first find the block in the cache; they share the fetching of `next`, the block after it; NULL for none. */
+static void matmul_job(const struct matmul *m, int job, int columns, const weight *next) {
+    const int rows = block_rows(m, columns), start = job * rows, end = start + rows < m->rows ? start + rows : m->rows;
+    int tiles_after_first = (columns - 1) / COLUMNS;
+    for (int c = 0, turn = -1; c < columns; c += COLUMNS, turn++)
+        for (int row = start; row < end; row += ROWS) {
+            struct ahead ahead = {c ? 0 : FAR, NULL, turn, tiles_after_first};
+            if (c && next) ahead.next = next + (size_t)(row - start) * m->K;
+            tiles(m, row, columns - c < COLUMNS ? columns - c : COLUMNS, c, ahead);
+        }
 }
 
 #endif

@@ -3,13 +3,15 @@
 import ctypes
 import threading
 import weakref
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from backends.base import ModelFacts, State
 from backends.compiled.parts import Reader
-from backends.compiled.state import LayerState, NetState, zero_state
+from backends.compiled.state import LayerState, NetState
 from backends.errors import BackendError
 from backends.native import build, packing
 from backends.native.library import typed
@@ -89,8 +91,16 @@ class NativeNet:
         return [*layers, ends], model
 
     def start(self, facts: ModelFacts, B: int) -> NetState:
-        """The state before the first token, for B rows."""
-        return zero_state(facts, B, self._dtype, torch.device("cpu"))
+        """The state before the first token, for B rows; by numpy, so that torch's threads go on sleeping."""
+        shift, S = (B, facts.n_embd), (B, facts.n_head, facts.head_size, facts.head_size)
+
+        def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+            return torch.from_numpy(np.zeros(shape, dtype=np.float32)).to(dtype)
+
+        return tuple(
+            LayerState(zeros(shift, self._dtype), zeros(S, torch.float32), zeros(shift, self._dtype))
+            for _ in range(facts.n_layer)
+        )
 
     def resume(self, plain: tuple[LayerState, ...], state: State) -> NetState:
         """The handle that continues from a state in the agreed layout: `plain` holds all of it."""
@@ -135,20 +145,26 @@ class NativeNet:
         Returns:
             `after`.
         """
-        B, T = ids.shape
         before = tuple(LayerState(*(part.contiguous() for part in layer)) for layer in before)
+        B, T = ids.shape
+        self.call(B, T, want, pointer(ids), _places(before), _places(after), pointer(logits))
+        return after
+
+    def call(self, B: int, T: int, want: str, ids: Any, before: Any, after: Any, logits: Any) -> None:
+        """The same with addresses; what lies there is the caller's business."""
         with self._lock:
             failed = self._lib.rwkv7(
-                self._pool, ctypes.byref(self._model), self._buffers, pointer(ids), _places(before), _places(after),
-                B, T, _WANT[want], pointer(logits),
-            )  # fmt: skip
+                self._pool, ctypes.byref(self._model), self._buffers, ids, before, after, B, T, _WANT[want], logits
+            )
         if failed:
             raise BackendError(f"no memory for the activations of {B} rows of {T} tokens.")
-        return after
 
 
 class NativeSteps:
     """Greedy decode in memory that is taken once: a step writes its state over the one before.
+
+    The largest logit is found by numpy: torch would wake its own threads for it, which then spin for milliseconds on
+    the cores that the next token needs.
 
     Attributes:
         ids: (B, 1) int64, the newest tokens; overwritten by `advance`.
@@ -158,12 +174,14 @@ class NativeSteps:
         self.ids = ids.clone()
         self._net = net
         self._state = tuple(LayerState(*(part.clone() for part in layer)) for layer in state)
-        self._logits = torch.empty(len(ids), 1, net.vocabulary)
+        self._logits = torch.empty(len(ids), net.vocabulary)
+        places = _places(self._state)
+        self._arguments = (len(ids), 1, "last", pointer(self.ids), places, places, pointer(self._logits))
 
     def advance(self) -> None:
         """Feed `ids`; afterwards `ids` holds the greedy continuation."""
-        self._net.feed(self.ids, self._state, self._state, "last", self._logits)
-        torch.argmax(self._logits[:, -1], dim=-1, keepdim=True, out=self.ids)
+        self._net.call(*self._arguments)
+        np.argmax(self._logits.numpy(), axis=-1, keepdims=True, out=self.ids.numpy())
 
 
 def _places(state: NetState) -> ctypes.Array[ctypes.c_void_p]:

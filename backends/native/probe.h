@@ -5,7 +5,7 @@
 #include "pool.h"
 #include "vec.h"
 
-#define PART (96 * 1024) /* bytes a job, as many as a block of a matrix 768 wide */
+#define PART (96 * 1024) /* bytes a job, as in matmul.h */
 
 struct probe {
     const char *memory;

@@ -7,7 +7,9 @@
 #include "wkv7.h"
 
 #define LN_EPS 1e-5f
-#define LITTLE (1 << 20) /* products a layer, of all columns: below, one thread is done before two have met */
+#ifndef LITTLE
+#define LITTLE (1 << 20) /* products a layer: below, one thread is done before two have met */
+#endif
 #define TOKENS 16 /* columns a job, where every column is for itself */
 
 /* Activations of M columns. What meets a matrix is in the format of weights, as wide as the matrix is padded. */
@@ -93,15 +95,45 @@ static void mix(const struct call *f, int job, const float *ln_w, const float *l
     }
 }
 
-/* Several matrix products as one list of jobs. */
+struct job {
+    const struct matmul *product; /* NULL: there are no more */
+    int block;
+};
+
+static struct job next_job(struct pool *pool, int columns, int n, const struct matmul *list) {
+    int block = claim(pool);
+    for (int i = 0; i < n; block -= jobs_of(&list[i++], columns))
+        if (block < jobs_of(&list[i], columns)) return (struct job){&list[i], block};
+    return (struct job){NULL, 0};
+}
+
+/* Several matrix products as one list of jobs. With many columns a thread claims one job ahead and fetches for it. */
 static void products(struct pool *pool, const struct call *f, int n, const struct matmul *list) {
-    for (int job = claim(pool);; job = claim(pool)) {
-        int i = 0, local = job;
-        while (i < n && local >= jobs_of(&list[i])) local -= jobs_of(&list[i++]);
-        if (i == n) break;
-        matmul_job(&list[i], local, f->M);
+    const int M = f->M;
+    struct job now = next_job(pool, M, n, list);
+    while (now.product) {
+        struct job then = {NULL, 0};
+        if (M > COLUMNS) then = next_job(pool, M, n, list);
+        const int alike = then.product && then.product->K == now.product->K;
+        matmul_job(now.product, now.block, M, alike ? block_of(then.product, then.block, M) : NULL);
+        now = M > COLUMNS ? then : next_job(pool, M, n, list);
     }
     barrier(pool);
+}
+
+static void fetch(const void *from, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)from + i, 0, 2);
+}
+
+/* With few tokens a head is over before memory has brought what it reads: the head before it asks. */
+static void fetch_head(const struct model *m, const struct layer *p, int number, const float *S) {
+    const int ranks[4] = {m->Rw, m->Ra, m->Rv, m->Rg}, NP = (m->N + LANES - 1) / LANES * LANES;
+    const weight *pairs[4] = {p->w2, p->a2, p->v2, p->g2};
+    fetch(S, sizeof(float) * m->N * m->N);
+    for (int i = 0; i < 4; i++) {
+        size_t size = (size_t)ranks[i] * NP;
+        if (pairs[i]) fetch(pairs[i] + number * size, size * sizeof(weight));
+    }
 }
 
 static void time_mix(struct pool *pool, const struct call *f, int layer) {
@@ -111,7 +143,7 @@ static void time_mix(struct pool *pool, const struct call *f, int layer) {
     const int C = m->C, width = padded(C), N = m->N;
     const int mixes = f->B * ((f->T + TOKENS - 1) / TOKENS);
     for (int job; (job = claim(pool)) < mixes;)
-        mix(f, job, p->ln1_weight, p->ln1_bias, p->mixes, 6, at->mixed, f->before[layer].att, (weight *)f->after[layer].att);
+        mix(f, job, p->ln1_weight, p->ln1_bias, p->mixes, 6, at->mixed, f->before[layer].att, f->after[layer].att);
     barrier(pool);
     weight *const *x = at->mixed; /* xr xw xk xv xa xg */
     const struct matmul list[] = {
@@ -121,14 +153,17 @@ static void time_mix(struct pool *pool, const struct call *f, int layer) {
         {m->Rv, width, p->v1, x[3], KEEP, at->v_lora, 0, 0},
     };
     products(pool, f, p->v1 ? 7 : 6, list);
-    for (int job; (job = claim(pool)) < f->B * m->H;) {
+    const int heads = f->B * m->H;
+    for (int job = claim(pool), then; job < heads; job = then) {
+        then = claim(pool);
+        if (f->T < CHUNK && then < heads) fetch_head(m, p, then % m->H, f->before[layer].S + (size_t)then * N * N);
         int b = job / m->H, number = job % m->H;
         size_t row = (size_t)b * f->T, S = (size_t)job * N * N;
         struct head h = {p, C, m->H, {m->Rw, m->Ra, m->Rv, m->Rg},
                          at->r + row * C + number * N, at->k + row * C + number * N, at->v + row * C + number * N,
                          at->v_first + row * C + number * N,
                          at->w_lora + row * m->Rw, at->a_lora + row * m->Ra, at->v_lora + row * m->Rv,
-                         at->g_lora + row * m->Rg, f->before[layer].S + S, (float *)f->after[layer].S + S,
+                         at->g_lora + row * m->Rg, f->before[layer].S + S, f->after[layer].S + S,
                          at->gated + row * width + number * N, width};
         head(N, &h, number, f->T);
     }
@@ -142,10 +177,11 @@ static void channel_mix(struct pool *pool, const struct call *f, int layer) {
     struct buffers *at = f->at;
     const int C = m->C, F = m->F, mixes = f->B * ((f->T + TOKENS - 1) / TOKENS);
     for (int job; (job = claim(pool)) < mixes;)
-        mix(f, job, p->ln2_weight, p->ln2_bias, p->ffn_mix, 1, at->mixed, f->before[layer].ffn, (weight *)f->after[layer].ffn);
+        mix(f, job, p->ln2_weight, p->ln2_bias, p->ffn_mix, 1, at->mixed, f->before[layer].ffn, f->after[layer].ffn);
     barrier(pool);
-    products(pool, f, 1, &(struct matmul){F, padded(C), p->ffn_key, at->mixed[0], SQUARED_RELU, 0, at->inner, padded(F)});
-    products(pool, f, 1, &(struct matmul){C, padded(F), p->ffn_value, at->inner, ADD, at->x, 0, 0});
+    const int width = padded(F);
+    products(pool, f, 1, &(struct matmul){F, padded(C), p->ffn_key, at->mixed[0], SQUARED_RELU, 0, at->inner, width});
+    products(pool, f, 1, &(struct matmul){C, width, p->ffn_value, at->inner, ADD, at->x, 0, 0});
 }
 
 static void read_out(struct pool *pool, const struct call *f) {

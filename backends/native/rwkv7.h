@@ -27,9 +27,9 @@ struct model {
 
 /* One layer's state: shifts (B, C), S (B, H, N value, N key). */
 struct state {
-    const weight *att;
-    const float *S;
-    const weight *ffn;
+    weight *att;
+    float *S;
+    weight *ffn;
 };
 
 enum logits { NONE, LAST, ALL };

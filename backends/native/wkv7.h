@@ -31,26 +31,30 @@ struct head {
 
 /* One chunk's vectors, each (CHUNK, N). */
 struct chunk {
-    float r[CHUNK * MAX_N], w[CHUNK * MAX_N], k[CHUNK * MAX_N], v[CHUNK * MAX_N];
-    float kk[CHUNK * MAX_N], b[CHUNK * MAX_N], a[CHUNK * MAX_N], g[CHUNK * MAX_N], y[CHUNK * MAX_N], gate[CHUNK * MAX_N];
+    float r[CHUNK * MAX_N], w[CHUNK * MAX_N], k[CHUNK * MAX_N], v[CHUNK * MAX_N], kk[CHUNK * MAX_N];
+    float b[CHUNK * MAX_N], a[CHUNK * MAX_N], g[CHUNK * MAX_N], y[CHUNK * MAX_N], gate[CHUNK * MAX_N];
 };
 
-/* (columns, R) by one head's (R, N): the second half of a low-rank pair; lanes are channels, so nothing is summed up. */
-INLINE void expand(int N, int columns, int R, const float *z, const weight *W, float *out) {
-    enum { TOGETHER = 4 };
+/* Some columns (R) by one head's (R, N); `columns` is a constant wherever this is expanded. */
+INLINE void expand_some(int N, int columns, int R, const float *z, const weight *W, float *out) {
     const int NV = (N + LANES - 1) / LANES;
-    for (int c = 0; c < columns; c += TOGETHER) {
-        int some = columns - c < TOGETHER ? columns - c : TOGETHER;
-        vec sum[TOGETHER][MAX_N / LANES];
-        for (int i = 0; i < some; i++)
-            for (int j = 0; j < NV; j++) sum[i][j] = (vec){0};
-        for (int r = 0; r < R; r++)
-            for (int i = 0; i < some; i++)
-                for (int j = 0; j < NV; j++)
-                    sum[i][j] += z[(size_t)(c + i) * R + r] * widened(W + ((size_t)r * NV + j) * LANES);
-        for (int i = 0; i < some; i++)
-            for (int j = 0; j < NV; j++) store_n(out + (c + i) * N + j * LANES, sum[i][j], N - j * LANES);
-    }
+    vec sum[4][MAX_N / LANES];
+    for (int i = 0; i < columns; i++)
+        for (int j = 0; j < NV; j++) sum[i][j] = (vec){0};
+    for (int r = 0; r < R; r++)
+        for (int j = 0; j < NV; j++) {
+            vec w = widened(W + ((size_t)r * NV + j) * LANES);
+            for (int i = 0; i < columns; i++) sum[i][j] += z[(size_t)i * R + r] * w;
+        }
+    for (int i = 0; i < columns; i++)
+        for (int j = 0; j < NV; j++) store_n(out + i * N + j * LANES, sum[i][j], N - j * LANES);
+}
+
+/* The second half of a low-rank pair. Lanes are channels: no sums over lanes. */
+INLINE void expand(int N, int columns, int R, const float *z, const weight *W, float *out) {
+    int c = 0;
+    for (; c + 4 <= columns; c += 4) expand_some(N, 4, R, z + (size_t)c * R, W, out + c * N);
+    for (; c < columns; c++) expand_some(N, 1, R, z + (size_t)c * R, W, out + c * N);
 }
 
 /* Decay, keys and value of one token. */
@@ -124,8 +128,8 @@ INLINE void head_of(int N, const struct head *h, int number, int T) {
         const struct { const float *z; const weight *W; float *out; } pairs[4] = {
             {h->w_lora, p->w2, x.w}, {h->a_lora, p->a2, x.a}, {h->v_lora, p->v2, x.gate}, {h->g_lora, p->g2, x.g}};
         for (int i = 0; i < 4; i++) {
-            int R = h->ranks[i];
-            if (pairs[i].W) expand(N, n, R, pairs[i].z + (size_t)start * R, pairs[i].W + (size_t)number * R * NP, pairs[i].out);
+            const size_t R = h->ranks[i];
+            if (pairs[i].W) expand(N, n, R, pairs[i].z + start * R, pairs[i].W + number * R * NP, pairs[i].out);
         }
         for (int t = 0; t < n; t++) prepare(N, h, &x, t, (size_t)(start + t) * h->C, c);
         const struct inputs walk = {x.r, x.w, x.k, x.v, x.kk, x.b, N};

@@ -32,7 +32,7 @@ def test_parameters_are_those_of_the_shapes(entry: catalogue.Entry) -> None:
     assert sum(map(prod, shapes.values())) == entry.parameters
 
 
-def test_the_names_that_the_issue_and_the_examples_use() -> None:
+def test_the_names_that_people_use() -> None:
     base = {f"rwkv7-g1d-{size}" for size in ("0.1b", "0.4b", "1.5b", "2.9b", "7.2b", "13.3b")}
     more = {"rwkv7a-g1d-0.1b", "rwkv7b-g1b-0.1b", "eagle7b", "world1b5", "world3b", "world6-1b6"}
     assert set(catalogue.ENTRIES) == base | more | {"RWKV/RWKV7-Goose-World3-1.5B-HF"}

@@ -5,16 +5,25 @@ import platform
 import shutil
 import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from backends.errors import UsageError
-from backends.native import build
+from backends.native import build, library
 from tests.backends.feeding import ids_for, logits_of, needs_compiler, opened, small_model
 
 AVX512 = frozenset(build.SETS["avx512"])
+
+
+@pytest.fixture(autouse=True)
+def _forgotten() -> Iterator[None]:
+    """What this process has loaded so far is not remembered."""
+    library.typed.cache_clear()
+    yield
+    library.typed.cache_clear()
 
 
 @pytest.fixture

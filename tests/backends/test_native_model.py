@@ -2,6 +2,7 @@
 
 import mmap
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from backends.base import Array
 from backends.compiled.state import NetState
 from backends.errors import BackendError
-from backends.native import build, model, packing
+from backends.native import build, library, model, packing
 from backends.native.model import NativeNet
 from tests.backends import numpy_rwkv7
 from tests.backends.feeding import ALL, F32_BAND, assert_within, fed, foreign_greedy, ids_for, logits_of, needs_compiler
@@ -33,6 +34,15 @@ def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
         pytest.skip(f"this processor has no {name}")
     monkeypatch.setenv("RWKV_NATIVE", name)
     return name
+
+
+@pytest.fixture
+def meeting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """All threads take part, however little there is to do."""
+    monkeypatch.setattr(build, "OPTIONS", (*build.OPTIONS, "-DLITTLE=0"))
+    library.typed.cache_clear()
+    yield
+    library.typed.cache_clear()
 
 
 def odd(C: int, N: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
@@ -88,6 +98,7 @@ def test_bf16_rounds_where_weights_meet_activations_and_nowhere_else(instruction
     assert np.abs(np.stack([layer.wkv[0].numpy() for layer in state]) - S).max() <= 0.05 * np.abs(S).max()
 
 
+@pytest.mark.usefixtures("meeting")
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 @pytest.mark.parametrize(("C", "N"), [(60, 20), (128, 64)])
 def test_bits_depend_on_nothing_but_tokens_and_weights(instructions: str, dtype: str, C: int, N: int) -> None:
@@ -157,6 +168,7 @@ def test_a_closed_session_ends_its_threads() -> None:
     assert len(list(tasks.iterdir())) == before
 
 
+@pytest.mark.usefixtures("meeting")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_a_forked_child_computes_without_its_parents_threads() -> None:
     needs_compiler()

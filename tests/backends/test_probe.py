@@ -2,13 +2,14 @@
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 
-from backends import native, probe
+from backends import probe
 from backends.errors import BackendError
+from backends.native import library
+from backends.native.build import NoProgramError
 
 
 @pytest.fixture
@@ -38,6 +39,7 @@ def timed(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:
 def test_reading_is_bytes_over_the_time_of_the_fastest_kernel(
     small: probe.Probe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(probe, "_native", lambda threads: [])
     timed(monkeypatch, 4.0, 2.0, 8.0)
     assert small.buffer_bytes == 1 << 16
     assert small.read() == pytest.approx((1 << 16) / 2.0)
@@ -56,7 +58,7 @@ def test_a_product_is_two_operations_an_entry(small: probe.Probe, monkeypatch: p
 
 def test_a_format_without_units_is_as_fast_as_float32(small: probe.Probe, monkeypatch: pytest.MonkeyPatch) -> None:
     rates = {"f32": 5.0, "f16": 1.0, "bf16": 9.0, "f64": 2.0}
-    monkeypatch.setattr(small, "_best", lambda what, dtype, build, amount: rates[dtype])
+    monkeypatch.setattr(small, "_best", lambda what, dtype, build: rates[dtype])
     assert (small.gemm("f16"), small.gemm("bf16"), small.gemm("f64")) == (5.0, 9.0, 2.0)
 
 
@@ -64,22 +66,40 @@ def test_kernels_that_break_are_dropped(small: probe.Probe, monkeypatch: pytest.
     def broken() -> None:
         raise RuntimeError("no primitive")
 
-    monkeypatch.setattr(small, "_copying", lambda: [broken, lambda: None])
+    monkeypatch.setattr(small, "_copying", lambda: [(broken, 1), (lambda: None, 1)])
     assert small.copy() > 0
-    monkeypatch.setattr(small, "_products", lambda dtype: [broken])
+    monkeypatch.setattr(small, "_products", lambda dtype: [(broken, 1)])
     with pytest.raises(BackendError, match=r"torch cannot gemm f64 on cpu\."):
         small.gemm("f64")
 
 
-def test_a_reader_of_our_own_takes_part(small: probe.Probe, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[int, int, int]] = []
+class Ours:
+    """The C program's probe, in a twentieth of a second."""
 
-    def reader(threads: int) -> Any:
-        return lambda address, size: seen.append((threads, address, size))
+    nbytes = 1 << 20
+    threads: int
 
-    monkeypatch.setattr(native, "reader", reader, raising=False)
-    small.read()
-    assert set(seen) == {(torch.get_num_threads(), small._memory.data_ptr(), 1 << 16)}
+    def __init__(self, threads: int) -> None:
+        Ours.threads = threads
+
+    def read(self) -> None:
+        """Nothing."""
+
+
+def test_the_c_program_takes_part_where_it_can_be_had(small: probe.Probe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "MemoryProbe", Ours)
+    timed(monkeypatch, 4.0)
+    assert small.read() == pytest.approx((1 << 20) / 4.0)
+    assert Ours.threads == torch.get_num_threads()
+
+
+def test_without_the_c_program_torch_reads(small: probe.Probe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(threads: int) -> None:
+        raise NoProgramError("no C compiler")
+
+    monkeypatch.setattr(library, "MemoryProbe", absent)
+    timed(monkeypatch, 4.0)
+    assert small.read() == pytest.approx((1 << 16) / 4.0)
 
 
 def test_the_buffer_is_four_times_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,6 +165,20 @@ def test_a_state_is_used_by_its_own_rows_and_its_own_life(opened: Opened) -> Non
             use()
 
 
+@pytest.mark.parametrize("abilities", [ALL, "logits-all,state"])
+def test_an_empty_call_there_and_back_is_timed(opened: Opened, abilities: str) -> None:
+    session = opened(abilities)
+    trip = session.round_trip()
+    assert trip is not None
+    assert 0 < trip < 1
+    assert session.forward(TOKENS).logits is not None  # it goes on as before
+
+
+def test_without_states_there_is_no_empty_call(opened: Opened, truth: Session) -> None:
+    assert opened("logits-all").round_trip() is None
+    assert truth.round_trip() is None
+
+
 def test_logits_that_are_not_fetched_are_not_sent(opened: Opened) -> None:
     out = opened("state").forward(TOKENS, want=Want(state=True, fetch=False))
     assert out.logits is None

@@ -89,11 +89,12 @@ def test_what_is_missing_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch
     assert "'json' is not installed in" in interpreter.missing("hf", ("json",), "pip install x")
 
 
-def test_engines_are_no_default_subjects() -> None:
-    """They take seconds to start and are installed by choice; who wants them names them."""
-    from harness.job import make_job
+def test_a_plain_run_takes_the_engines_that_are_installed() -> None:
+    from harness.job import left_out, make_job
 
-    assert not {"official", "llama-cpp", "hf"} & set(make_job("conformance").subjects)
+    there = {name for name in ("official", "llama-cpp", "hf") if not registry.find(name).available()}
+    assert {"official", "llama-cpp", "hf"} & set(make_job("conformance").subjects) == there
+    assert {"official", "llama-cpp", "hf"} - set(left_out()) == there
 
 
 def test_types_are_counted_by_parameters() -> None:

@@ -106,12 +106,12 @@ def test_warming_up_gives_up_on_a_subject_that_never_settles(clock: Clock) -> No
         clock.order.append("a")
         return Sample(10 ** noise.uniform(-4, -2))
 
-    cells.warm_up(once, 4.0)
+    cells.warm_up(once, 4.0, 0.0)
     assert cells.WARM_UP[0] < len(clock.order) <= cells.WARM_UP[1]
 
 
 def test_what_is_over_in_a_moment_is_repeated_within_a_sample(clock: Clock) -> None:
-    found = race({"a": clock.session("a", 1e-4)}, rounds=5)
+    found = race({"a": clock.session("a", 1e-4)}, rounds=5, least=0.02)
     assert all(one.seconds == pytest.approx(3.2e-3, rel=0.01) for one in found.samples["a"])  # of one, still
     turns = len(clock.order) / 7  # 20 ms are 7 times 3.2 ms
     assert 5 <= turns <= 5 + 2
@@ -146,7 +146,7 @@ def test_single_tokens_have_percentiles_where_they_come_singly(clock: Clock) -> 
     _, observations = rows({"a": clock.session("a", 1e-3)}, decode=8, prefill=[])
     (data,) = of_kind(observations, "samples")
     assert data["token_ms"] == pytest.approx({"p50": 1.0, "p90": 1.0, "p99": 1.0}, rel=0.01)
-    assert data["token_count"] == 8 * 3 * 12  # 20 ms are 3 times 8 tokens
+    assert data["token_count"] == 8 * 12
 
 
 class AtOnce(Stub):
@@ -231,10 +231,10 @@ def test_on_a_noisy_machine_rounds_go_on_and_verdicts_are_inconclusive(clock: Cl
         clock.now += 1e-3 * tokens.size * float(noise.choice([1.0, 1.6]))
 
     sessions = {"base": Stub(step), "b": clock.session("b", 9e-3)}
-    _, observations = rows(sessions, prefill=[8], decode=8)
+    _, observations = rows(sessions, prefill=[8], decode=8, longer=3)
     (control,) = of_kind(observations, "control")
     assert (control["what"], control["verdict"]) == ("decode", "inconclusive")
-    assert len(control["seconds"]) == cells.LONGER * 12
+    assert len(control["seconds"]) == 3 * 12
     ratios = of_kind(observations, "ratio")
     assert [data["what"] for data in ratios] == ["decode", "prefill"]  # which has no control of its own
     assert [(data["verdict"], data["without_control"]) for data in ratios] == [("inconclusive", "slower")] * 2
@@ -275,7 +275,7 @@ def test_a_figure_stands_as_a_share_of_the_limit_probed_in_the_same_rounds(clock
     assert data["fraction"] == pytest.approx(0.51, rel=0.01)
     assert data["fraction_low"] <= data["fraction"] <= data["fraction_high"]
     assert (data["bound"], data["invalid"]) == ("memory", False)
-    assert len(data["limit_seconds"]) == len(data["seconds"]) == clock.order.count("probe")
+    assert len(data["limit_seconds"]) == len(data["seconds"]) == clock.order.count("probe") - 1
     (shown,) = of_kind(observations, "limits")
     assert (shown["device"], set(shown["read"]), set(shown["copy"])) == ("cpu", {8e6}, {7.0})
     assert next(m.value for m in measurements if m.name == "decode_T32_B1_of_limit") == data["fraction"]
@@ -365,6 +365,26 @@ def test_a_cost_that_grows_is_seen(clock: Clock) -> None:
     assert found["cost"] == "grows"
     assert found["ms"] == pytest.approx([1.003, 1.503, 2.003], rel=0.01)
     assert next(m.value or 0 for m in measurements if m.name == "cost_growth") > 0.5
+
+
+def test_positions_are_reached_to_the_token(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also beyond one call's worth of tokens, and the kept states are fed again and again."""
+    reached: list[int] = []
+    session = Attentive(clock)
+    whole = session._forward
+
+    def forward(tokens: Ids, state: Any, want: Any) -> Any:
+        reached.append(state or 0)
+        return whole(tokens, state, want)
+
+    monkeypatch.setattr(session, "_forward", forward)
+    _, observations = rows({"a": session}, positions=[0, 7, 1200], prefill=[], decode=0)
+    (found,) = of_kind(observations, "latency")
+    turns = reached[4:]  # 7 tokens, then 512, 512 and 169 more lead there
+    assert reached[:4] == [0, 7, 519, 1031]
+    assert {turns[i] for i in range(0, len(turns), 4)} == {0, 7, 1200}
+    assert all(turns[i + 3] - turns[i] == 3 for i in range(0, len(turns), 4))
+    assert [len(each) for each in found["samples"]] == [18, 18, 18]
 
 
 def test_one_position_has_no_growth_and_none_no_latency(clock: Clock) -> None:

@@ -10,7 +10,7 @@ import pytest
 from backends.errors import InputError
 from harness import history
 from reports import store
-from reports.record import Observation, Record, Subject
+from reports.record import Observation, Record, RecordError, Subject
 
 MACHINE = {"cpu": "EPYC", "cores": 2, "memory_gib": 24.0, "packages": {"torch": "2.13.0"}}
 INFO = {"threads": 2, "device": "cpu", "device_name": "EPYC", "dtype": "f32"}
@@ -99,10 +99,10 @@ def test_a_noisy_run_has_no_verdict() -> None:
 
 def test_a_baseline_has_to_have_timings(tmp_path: Path) -> None:
     path = store.save(run(timed(1.0)), tmp_path)
-    assert history.baseline(path).id == path.stem
+    assert history.timed_record(path).id == path.stem
     empty = store.save(run(id="20260102T000000Z-00000000"), tmp_path)
     with pytest.raises(InputError, match="nothing was timed in that run"):
-        history.baseline(empty)
+        history.timed_record(empty)
     (tmp_path / "broken.json").write_text("{")
-    with pytest.raises(InputError, match="--baseline: "):
-        history.baseline(tmp_path / "broken.json")
+    with pytest.raises(RecordError):
+        history.timed_record(tmp_path / "broken.json")

@@ -108,7 +108,7 @@ def test_a_device_is_probed_once_opened_and_asked_for_its_formats() -> None:
     assert turn is not None
     assert turn() == turn() == Rates(10.0, {"f32": 30.0, "bf16": 30.0}, 20.0)
     assert opened == ["cpu"]
-    assert told.asked == ["f32", "bf16"] * 2
+    assert told.asked == ["f32", "bf16"] * 3  # once to try
 
 
 def test_why_a_device_has_no_probe_is_kept() -> None:
@@ -123,3 +123,16 @@ def test_why_a_device_has_no_probe_is_kept() -> None:
     assert limits.turn("npu", ("f32",)) is None
     assert asked == ["npu"]
     assert limits.missing == {"npu": "there is none"}
+
+
+def test_a_device_that_cannot_multiply_in_a_format_has_no_limits() -> None:
+    told = Told()
+
+    def broken(dtype: str) -> float:
+        raise BackendError(f"torch cannot gemm {dtype} on cpu.")
+
+    told.gemm = broken  # type: ignore[method-assign]
+    limits = Limits(Work(1, 1, 1, 1), 0, lambda device: told)  # type: ignore[arg-type, return-value]
+    assert limits.turn("cpu", ("f16",)) is None
+    assert limits.probe("cpu") is None
+    assert limits.missing == {"cpu": "torch cannot gemm f16 on cpu."}

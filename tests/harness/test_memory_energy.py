@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from backends import probe
 from harness import energy, memory
 
 OWN = os.getpid()
@@ -20,30 +21,38 @@ def status(root: Path, pid: int, now: int, peak: int, children: str = "") -> Non
 def test_memory_of_this_process_and_of_children_that_are_new(tmp_path: Path) -> None:
     status(tmp_path, OWN, 100, 120, "41 ")
     status(tmp_path, 41, 10, 10)
-    before = memory.look(tmp_path)
+    before = memory.look(root=tmp_path)
     status(tmp_path, OWN, 150, 180, "41 42 ")
     status(tmp_path, 42, 20, 30, "43")
     status(tmp_path, 43, 1, 2)
-    found = memory.grown(before, memory.look(tmp_path))
+    found = memory.grown(before, memory.look(root=tmp_path))
     assert found == {"own": 80 * 1024, "children": 32 * 1024, "processes": 2}
 
 
 def test_memory_that_shrank_is_no_growth(tmp_path: Path) -> None:
     status(tmp_path, OWN, 100, 100)
-    before = memory.look(tmp_path)
+    before = memory.look(root=tmp_path)
     status(tmp_path, OWN, 50, 60)
-    assert memory.grown(before, memory.look(tmp_path)) == {"own": 0}
+    assert memory.grown(before, memory.look(root=tmp_path)) == {"own": 0}
 
 
 def test_where_the_system_does_not_tell(tmp_path: Path) -> None:
-    assert memory.look(tmp_path) is None
+    assert memory.look(root=tmp_path) is None
     assert memory.grown(None, None) == {}
-    memory.forget_peak(tmp_path)  # is allowed to have no effect
+    memory.forget_peak(root=tmp_path)  # is allowed to have no effect
+
+
+def test_memory_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    status(tmp_path, OWN, 100, 100)
+    taken = iter([1000, 5000])
+    monkeypatch.setattr(probe, "device_memory", lambda device: next(taken) if device == "cuda:1" else None)
+    before = memory.look("cuda:1", tmp_path)
+    assert memory.grown(before, memory.look("cuda:1", tmp_path)) == {"own": 0, "device": 4000}
 
 
 def test_a_child_that_ends_meanwhile_is_left_out(tmp_path: Path) -> None:
     status(tmp_path, OWN, 100, 100, "99")
-    found = memory.look(tmp_path)
+    found = memory.look(root=tmp_path)
     assert found is not None
     assert found.children == {}
 
@@ -52,7 +61,7 @@ def test_a_child_that_ends_meanwhile_is_left_out(tmp_path: Path) -> None:
 def test_an_array_is_seen() -> None:
     memory.forget_peak()
     before = memory.look()
-    held = np.ones(8 << 20, dtype=np.uint8)
+    held = np.ones(64 << 20, dtype=np.uint8)  # more than the heap gives out again
     after = memory.look()
     assert memory.grown(before, after)["own"] >= held.nbytes // 2
 
@@ -105,7 +114,7 @@ class Library:
 
 def test_a_gpu_is_asked_for_its_own_counter(monkeypatch: pytest.MonkeyPatch) -> None:
     library = Library(here=True)
-    monkeypatch.setattr(energy.ctypes, "CDLL", lambda name: library)
+    monkeypatch.setattr("ctypes.CDLL", lambda name: library)
     read, words = energy.counter("cuda:1")
     assert read is not None
     assert (read(), words) == (5.0, "the whole GPU (NVML)")
@@ -118,5 +127,5 @@ def test_without_the_library_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None
     def absent(name: str) -> None:
         raise OSError(name)
 
-    monkeypatch.setattr(energy.ctypes, "CDLL", absent)
+    monkeypatch.setattr("ctypes.CDLL", absent)
     assert "is not here" in energy.counter("cuda")[1]

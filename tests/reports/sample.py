@@ -182,15 +182,38 @@ def speeds() -> list[Observation]:
     for subject, factor in ((F32, 1.0), (BF16, 1.63)):
         for what, count, rate in (("prefill", 512, 1809.0), ("prefill", 16, 640.0), ("decode", 64, 88.0)):
             median = rate * factor
-            data = {"what": what, "tokens": count, "batch": 1, "seconds": [count / median] * 9}
+            data: dict[str, Any] = {"what": what, "tokens": count, "batch": 1, "seconds": [count / median] * 9}
             data |= {"median": median, "low": median * 0.97, "high": median * 1.04}
+            if what == "decode":
+                data |= {"fraction": 0.5 * factor, "bound": "memory", "invalid": False, "joules_per_token": 0.31}
+                data |= {"token_ms": {"p50": 11.2, "p90": 11.9, "p99": 14.0}, "token_count": 576}
             seen.append(see("speed", subject, "samples", data, f"{what}-{count}"))
         at = [1, 10, 100, 1000, 10000]
         ms = [11.2 / factor + 0.01 * n for n in range(5)]
         bounds = {"low": [m * 0.97 for m in ms], "high": [m * 1.05 for m in ms]}
-        seen.append(see("speed", subject, "latency", {"position": at, "ms": ms, **bounds}, "decode"))
+        growth = {"growth": 0.004, "growth_low": -0.01, "growth_high": 0.012, "cost": "constant"}
+        seen.append(see("speed", subject, "latency", {"position": at, "ms": ms, **bounds, **growth}, "decode"))
     ratio = {"what": "decode", "tokens": 64, "batch": 1, "versus": F32, "verdict": "faster"}
-    return [*seen, see("speed", BF16, "ratio", {**ratio, "ratio": 1.63, "low": 1.58, "high": 1.69}, "decode-64")]
+    seen.append(see("speed", BF16, "ratio", {**ratio, "ratio": 1.63, "low": 1.58, "high": 1.69}, "decode-64"))
+    return [*seen, *beside_speeds()]
+
+
+def beside_speeds() -> list[Observation]:
+    """The machine, the control, what opening cost, and an earlier run."""
+    cell: dict[str, Any] = {"what": "decode", "tokens": 64, "batch": 1}
+    control = {**cell, "ratio": 1.002, "low": 0.991, "high": 1.013, "verdict": "equivalent"}
+    noise = {**cell, "seconds": 12.0, "foreign": 0.4, "stolen": 0.2, "busiest": [["cc1", 0.3]]}
+    rates = {**cell, "device": "cpu", "read": [38e9, 41e9], "copy": [60e9, 62e9], "gemm": {"f32": [440e9, 460e9]}}
+    opening: dict[str, Any] = {"load_seconds": 1.31, "first_seconds": 0.42, "own": 600 << 20, "children": 80 << 20}
+    opening |= {"state_bytes": 2433024, "energy": "all processor packages (RAPL)", "round_trip_ms": 0.21}
+    past = {**cell, "baseline": "20260101T000000Z-00000000", "created": "2026-01-01T00:00:00+00:00"}
+    slower = {**past, "ratio": 0.91, "low": 0.89, "high": 0.93, "normalised": True, "verdict": "slower"}
+    other = {**past, "verdict": "incomparable", "because": "another torch: 2.0 then, 2.13.0 now"}
+    rows = (
+        *(("control", F32, control), ("noise", "machine", noise), ("limits", "machine", rates)),
+        *(("opening", F32, opening), ("history", F32, slower), ("history", BF16, other)),
+    )
+    return [see("speed", subject, kind, data, "decode-64") for kind, subject, data in rows]
 
 
 def measured() -> list[Measurement]:

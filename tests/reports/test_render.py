@@ -276,7 +276,7 @@ def test_a_state_that_grows_is_called_so() -> None:
 def test_ratios_and_latency_alone_are_a_speed_section() -> None:
     kept = tuple(o for o in sample.record().observations if o.kind == "ratio")
     text = render.markdown(replace(sample.record(), observations=kept))
-    assert "| 1.63 × | 1.58–1.69 | faster |" in text
+    assert "| 1.630 × | 1.580–1.690 | faster |" in text
     assert "| Samples |" not in text
 
 
