@@ -15,6 +15,11 @@ from typing import Self
 ROOT = Path(__file__).parents[2]
 
 
+def _heeding() -> None:
+    """Ctrl-C means what it means on a terminal, also where the tests run in the background and ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Typist:
     """Starts `python -m harness ARGUMENTS` on a terminal of its own; everything it wrote is in `text`."""
 
@@ -28,6 +33,7 @@ class Typist:
         self.program = subprocess.Popen(
             [sys.executable, "-m", "harness", *arguments],
             cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True,
+            preexec_fn=_heeding,  # noqa: PLW1509 - no other thread runs here
         )  # fmt: skip
         os.close(theirs)
         self.master, self.timeout = ours, timeout
