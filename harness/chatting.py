@@ -79,6 +79,8 @@ class Talk:
                 self._heed(line)
             except HarnessError as error:
                 self.complain(str(error))
+            except KeyboardInterrupt:  # before or behind an answer, inside a command
+                self.screen.line()
 
     def _lines(self) -> Iterator[str]:
         """What was typed, without empty lines; Ctrl-C empties the line."""
@@ -119,12 +121,12 @@ class Talk:
 
     def _answer(self, pieces: Iterator[str]) -> None:
         """Show an answer as it comes; Ctrl-C ends it."""
-        if self.typing:
-            self.screen.write("Assistant: ", "model")
         opening, begun = template(self.conversation.settings.template).opening.lstrip(), False
-        self.screen.write(opening)
-        with self.interrupt:
+        with self.interrupt:  # before a person sees that there is something to interrupt
             try:
+                if self.typing:
+                    self.screen.write("Assistant: ", "model")
+                self.screen.write(opening)
                 for piece in pieces:
                     self.screen.write(piece if begun or opening else piece.lstrip(" "))
                     begun = True

@@ -100,6 +100,22 @@ def piped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], l
     return code, *capsys.readouterr()
 
 
+def test_ctrl_c_between_prompt_and_answer_ends_the_round_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heed, heard = Talk._heed, list[str]()
+
+    def pressed(talk: Talk, line: str) -> None:
+        heard.append(line)
+        if len(heard) == 1:
+            raise KeyboardInterrupt
+        heed(talk, line)
+
+    monkeypatch.setattr(Talk, "_heed", pressed)
+    code, _, err = piped(monkeypatch, capsys, "One?\n/reset\n")
+    assert (code, err, heard) == (0, "", ["One?", "/reset"])
+
+
 def test_a_pipe_gets_answers_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
