@@ -40,9 +40,9 @@ class TextStream:
         if self.stop:
             return ""
         self._held += data
-        found = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        found = [(at + len(stop), at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
-            at, stop = min(found)
+            _, at, stop = min(found)  # the one that is complete first, however the bytes are cut
             self.stop = self._stops[stop]
             return self._decoded(at) + self._decoder.decode(b"", final=True)
         waiting = max((_overlap(self._held, stop) for stop in self._stops), default=0)

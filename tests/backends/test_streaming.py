@@ -1,7 +1,7 @@
 """Streaming: stop texts over several tokens, characters over several tokens, and what is held back meanwhile."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from backends.errors import UsageError
@@ -77,17 +77,18 @@ def test_empty_stop_texts_are_refused() -> None:
         TextStream(["a", ""])
 
 
+@example("\naa", ["a", "\naa"], None)
 @given(st.text(max_size=30), st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3), st.data())
 def test_however_it_is_cut_the_text_is_that_before_the_first_stop(
-    text: str, stops: list[str], data: st.DataObject
+    text: str, stops: list[str], data: st.DataObject | None
 ) -> None:
     raw = text.encode("utf-8", "ignore")
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(raw)), max_size=12)))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(raw)), max_size=12))) if data else [2]
     stream = TextStream(stops)
     parts = [stream.push(raw[a:b]) for a, b in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
     got = "".join(parts) + stream.finish()
     whole = raw.decode()
-    ends = [whole.find(stop) for stop in stops if stop in whole]
-    assert got == whole[: min(ends, default=len(whole))]
+    ends = [(whole.find(stop) + len(stop), whole.find(stop)) for stop in stops if stop in whole]  # complete first
+    assert got == whole[: min(ends, default=(0, len(whole)))[1]]
     assert bool(stream.stop) == bool(ends)
     assert stream.shown == len(got.encode())
