@@ -153,7 +153,7 @@ def subjects(parent: pytest.Collector, acceptance: Acceptance) -> Iterator["Subj
         raise parent.CollectError(str(error)) from None
     run = run_of(parent.config, acceptance)
     for subject in job.subjects:
-        name = re.sub(r"(?<=[ :])[^ :]*/", "", subject)  # process:/usr/bin/python /home/me/port.py
+        name = re.sub(r"(?<=[ :])[^ :]*/", "", subject)  # process:/opt/bin/python /opt/ports/mine.py
         yield Subject.from_parent(parent, name=name, subject=subject, run=run, job=job)
 
 

@@ -36,7 +36,8 @@ def _cell(record: Record, subject: str, suite: str) -> str:
     judged = len(own) - counts[Outcome.UNSUPPORTED] - counts[Outcome.SKIPPED]
     worst = next((mark for outcome, mark in MARKS.items() if counts[outcome]), "")
     if worst in ("unsup.", "skipped"):
-        return f"{counts[Outcome.PASS]} {worst}" if judged else worst
+        rest = len(own) - judged
+        return f"{counts[Outcome.PASS]}/{judged}, {rest} {worst}" if judged else worst
     return f"{counts[Outcome.PASS]}/{judged} {worst}".strip()
 
 

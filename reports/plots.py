@@ -69,6 +69,8 @@ def errors_by_step(record: Record, case: str) -> list[Figure]:
 
 
 _STEP_COLUMNS = {"rms": ("RMS logit error", "logit"), "state": ("State error", "relative")}
+_STEPS_OF = {"rms": "step", "state": "state_step"}
+"""States are looked at less often than logits."""
 
 
 def _error_by_step(record: Record, case: str, dtypes: Mapping[str, str], dtype: str, column: str) -> Figure | None:
@@ -77,7 +79,7 @@ def _error_by_step(record: Record, case: str, dtypes: Mapping[str, str], dtype: 
     mine = {name: data for name, data in lists.items() if dtypes.get(name, "") == dtype and data.get(column)}
     if not mine:
         return None
-    lines = [_series(name, _points(data, "step", column)) for name, data in mine.items()]
+    lines = [_series(name, _points(data, _STEPS_OF[column], column)) for name, data in mine.items()]
     bands = views.by_subject(record, "band", "stepwise", case)
     honest = [_band(name, data, column) for name, data in bands.items() if name.partition("@")[2] == dtype]
     series = [*lines, *(band for band in honest if band)]
@@ -91,7 +93,7 @@ def _error_by_step(record: Record, case: str, dtypes: Mapping[str, str], dtype: 
 def _band(name: str, data: Mapping[str, Any], column: str) -> Series | None:
     """From the honest median up to the largest honest run."""
     highs = numbers(data.get(f"{column}_max") or ())
-    steps = numbers(data["step"])
+    steps = numbers(data[_STEPS_OF[column]])
     middle = numbers(data.get(f"{column}_median") or ())
     if not highs:
         return None

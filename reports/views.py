@@ -65,9 +65,9 @@ def cases(record: Record, suite: str) -> list[str]:
 
 
 def suites(record: Record) -> list[str]:
-    """The suites that were asked for or left anything, in order."""
+    """The suites that were asked for or left anything to judge, in order."""
     asked = [str(suite.get("name", "")) for suite in record.suites]
-    rows: tuple[Row, ...] = (*record.verdicts, *record.measurements, *record.observations)
+    rows: tuple[Row, ...] = (*record.verdicts, *record.measurements)
     return [name for name in dict.fromkeys([*asked, *(row.suite for row in rows)]) if name]
 
 

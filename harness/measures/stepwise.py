@@ -88,13 +88,12 @@ def observe(got: Sample, truth: Sample, context: Context) -> Evidence:
     series = {name: values.tolist() for name, values in _series(got, truth).items()}
     trend = metrics.drift(np.asarray(series["rms"]))
     errors = _worst_states(got, truth)
-    ends = np.cumsum([len(part) for part in parted(np.arange(len(series["rms"])), len(errors))])
     yield (
         "series",
         {
             "step": list(range(1, len(series["rms"]) + 1)),
             **series,
-            "state_step": ends.tolist(),
+            "state_step": _checkpoints(len(series["rms"]), len(errors)),
             "state": errors,
             "drift": {name: getattr(trend, name) for name in trend.__dataclass_fields__},
         },
@@ -109,5 +108,11 @@ def band(samples: list[Sample], truth: Sample) -> dict[str, Any]:
         "step": list(range(1, rms.shape[1] + 1)),
         "rms_median": np.median(rms, axis=0).tolist(),
         "rms_max": rms.max(axis=0).tolist(),
+        "state_step": _checkpoints(rms.shape[1], states.shape[1]),
         "state_max": states.max(axis=0).tolist(),
     }
+
+
+def _checkpoints(steps: int, states: int) -> list[int]:
+    """After how many steps each state was looked at."""
+    return np.cumsum([len(part) for part in parted(np.arange(steps), states)]).tolist()  # type: ignore[no-any-return]

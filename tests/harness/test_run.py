@@ -15,6 +15,7 @@ from backends.weights import Weights
 from harness import bench, cli, envelope, stages, suite
 from harness.job import Job, make_job
 from harness.run import job_key
+from reports import render
 from reports.record import Measurement, Observation, Outcome, Record
 from tests.harness import fakes
 from tests.harness.stub import measured, outcomes, small_suites, verdict_of
@@ -341,3 +342,9 @@ def test_a_real_race(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_registered_fakes_are_gone() -> None:
     assert "right" not in registry.table()
+
+
+def test_every_section_of_a_real_record_can_be_drawn() -> None:
+    text = render.html(measured("torch-cpu-f32", "torch-compile@bf16", suites=ALL))
+    assert "State error over forced steps" in text
+    assert "Not drawn" not in text

@@ -43,7 +43,7 @@ def cells(made: Record) -> dict[str, list[str]]:
         ((PASS, PASS), "2/2"),
         ((PASS, FAIL), "1/2 FAIL"),
         ((PASS, FAIL, ERROR), "1/3 ERROR"),
-        ((PASS, UNSUPPORTED), "1 unsup."),
+        ((PASS, UNSUPPORTED), "1/1, 1 unsup."),
         ((UNSUPPORTED,), "unsup."),
         ((SKIPPED, SKIPPED), "skipped"),
         ((FAIL, UNSUPPORTED), "0/1 FAIL"),

@@ -227,8 +227,8 @@ def test_an_acceptance_in_a_test_file(
     pytester.makepyfile(
         test_mine="""
         from harness.conformance import Acceptance
-        test_acceptance = Acceptance("process:/opt/x/python /home/me/port.py -v", suites="state", out="kept")
-        test_again = Acceptance("process:/opt/x/python /home/me/port.py -v", suites=("state",), out="kept")
+        test_acceptance = Acceptance("process:/opt/x/python /opt/ports/port.py -v", suites="state", out="kept")
+        test_again = Acceptance("process:/opt/x/python /opt/ports/port.py -v", suites=("state",), out="kept")
         """
     )
     done = session("-v")

@@ -128,7 +128,15 @@ def ladder(size: float, same: float) -> dict[str, Any]:
 def series(scale: float, power: float, steps: int = 256) -> dict[str, Any]:
     at = list(range(steps))
     rms = [scale * (n + 1) ** power * (1 + 0.2 * math.sin(n)) for n in at]
-    return {"step": at, "rms": rms, "max": [4 * e for e in rms], "bias": [0.0] * steps, "state": [e / 3 for e in rms]}
+    looked = at[steps // 8 - 1 :: steps // 8]
+    return {
+        "step": at,
+        "rms": rms,
+        "max": [4 * e for e in rms],
+        "bias": [0.0] * steps,
+        "state_step": looked,
+        "state": [rms[n] / 3 for n in looked],
+    }
 
 
 def band(scale: float, power: float) -> dict[str, Any]:
@@ -137,6 +145,7 @@ def band(scale: float, power: float) -> dict[str, Any]:
         "step": data["step"],
         "rms_median": data["rms"],
         "rms_max": [1.6 * e for e in data["rms"]],
+        "state_step": data["state_step"],
         "state_max": [e * 2 for e in data["state"]],
     }
 
