@@ -186,9 +186,10 @@ def _huge(size: int) -> "torch.Tensor":
     import numpy as np
     import torch
 
-    memory = mmap.mmap(-1, size)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.ones(size // 4)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory has small pages
+    memory.madvise(mmap.MADV_HUGEPAGE)
     values = np.frombuffer(memory, dtype=np.float32)
     values[:] = 1
     return torch.from_numpy(values)

@@ -67,7 +67,7 @@ class MemoryProbe:
 
     def __init__(self, threads: int) -> None:
         self._lib = typed(build.chosen(), "f32")
-        self._memory = on_huge_pages((self.nbytes // 4,), torch.float32).fill_(1)
+        self._memory = on_huge_pages(self.nbytes).fill_(1)
         self._pool = self._lib.pool_new(threads)
         weakref.finalize(self, self._lib.pool_free, self._pool)
 

@@ -31,8 +31,8 @@ INLINE void ask(const weight *p) {
     for (int i = 0; i < ROWS; i++) __builtin_prefetch(p + i * STEP, 0, 2);
 }
 
-/* out[column][row] of one tile; `columns` is a constant wherever this is expanded. */
-INLINE void tile(int columns, int K, const weight *W, const weight *x, float out[][ROWS], struct ahead ahead) {
+/* Sums of one tile, a column's in the first ROWS lanes of out[column]; `columns` is a constant wherever this is expanded. */
+INLINE void tile(int columns, int K, const weight *W, const weight *x, vec out[], struct ahead ahead) {
     vec y[COLUMNS][ROWS];
 #pragma GCC unroll 8
     for (int c = 0; c < columns; c++)
@@ -55,7 +55,7 @@ INLINE void tile(int columns, int K, const weight *W, const weight *x, float out
         }
     }
 #pragma GCC unroll 8
-    for (int c = 0; c < columns; c++) sums(out[c], y[c][0], y[c][1], y[c][2], y[c][3]);
+    for (int c = 0; c < columns; c++) out[c] = sums(y[c][0], y[c][1], y[c][2], y[c][3]);
 }
 
 /* What is done with a sum before it is kept. */
@@ -70,20 +70,23 @@ struct matmul {
     int width;
 };
 
-INLINE void keep(const struct matmul *m, int column, int row, float y) {
+/* Keep the sums of a column for `rows` rows, at most ROWS. */
+INLINE void keep(const struct matmul *m, int column, int row, vec y, int rows) {
     float *at = m->y + (size_t)column * m->rows + row;
     switch (m->after) {
-    case KEEP: *at = y; break;
-    case TANH: *at = tanhf(y); break;
-    case SIGMOID: *at = 1.0f / (1.0f + expf(-y)); break;
-    case SQUARED_RELU: m->narrowed[(size_t)column * m->width + row] = narrow(y < 0.0f ? 0.0f : y * y); break;
-    case ADD: *at += y; break;
+    case KEEP: store_n(at, y, rows); break;
+    case TANH: store_n(at, v_tanh(y), rows); break;
+    case SIGMOID: store_n(at, v_sigmoid(y), rows); break;
+    case ADD: store_n(at, load_n(at, rows) + y, rows); break;
+    case SQUARED_RELU:
+        y = choose(y < 0.0f, (vec){0}, y); /* NaN is not less and stays */
+        store_narrowed(m->narrowed + (size_t)column * m->width + row, y * y, rows);
     }
 }
 
 static void tiles(const struct matmul *m, int row, int columns, int column, struct ahead ahead) {
     const weight *W = m->W + (size_t)row * m->K, *x = m->x + (size_t)column * m->K;
-    float out[COLUMNS][ROWS];
+    vec out[COLUMNS];
     switch (columns) {
     case 1: tile(1, m->K, W, x, out, ahead); break;
     case 2: tile(2, m->K, W, x, out, ahead); break;
@@ -94,9 +97,11 @@ static void tiles(const struct matmul *m, int row, int columns, int column, stru
     case 6: tile(6, m->K, W, x, out, ahead); break;
 #endif
     }
-    int rows = m->rows - row < ROWS ? m->rows - row : ROWS;
-    for (int c = 0; c < columns; c++)
-        for (int i = 0; i < rows; i++) keep(m, column + c, row + i, out[c][i]);
+    const int rows = m->rows - row;
+    if (rows >= ROWS)
+        for (int c = 0; c < columns; c++) keep(m, column + c, row, out[c], ROWS);
+    else
+        for (int c = 0; c < columns; c++) keep(m, column + c, row, out[c], rows);
 }
 
 #define BLOCK 32             /* rows a job, where arithmetic decides; */

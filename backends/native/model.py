@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backends.base import ModelFacts, State
+from backends.base import Ids, ModelFacts, State
 from backends.compiled.parts import Reader
 from backends.compiled.state import LayerState, NetState
 from backends.errors import BackendError
@@ -77,12 +77,13 @@ class NativeNet:
         """The weights as the program wants them, and where they are."""
         facts, get = weights.facts, Reader(weights, dtype, "cpu")
         lanes, step = self._lib.lanes(), self._lib.step()
-        layers = [packing.layer(get, i, facts.n_head, lanes, step) for i in range(facts.n_layer)]
+        room = packing.Room()
+        layers = [packing.layer(get, i, facts.n_head, lanes, step, room) for i in range(facts.n_layer)]
         ends = {
             "emb": get("emb.weight"),
             **{f"ln0_{part}": get(f"blocks.0.ln0.{part}").float() for part in ("weight", "bias")},
             **{f"ln_out_{part}": get(f"ln_out.{part}").float() for part in ("weight", "bias")},
-            "head": packing.panels(get("head.weight"), step),
+            "head": room.panels(get("head.weight"), step),
         }
         self._structs = (_Layer * facts.n_layer)(*(_Layer(*(pointer(p.get(n)) for n in LAYER)) for p in layers))
         sizes = (facts.n_layer, facts.n_embd, facts.n_ffn, facts.n_head, facts.head_size, facts.vocab_size)
@@ -175,13 +176,19 @@ class NativeSteps:
         self._net = net
         self._state = tuple(LayerState(*(part.clone() for part in layer)) for layer in state)
         self._logits = torch.empty(len(ids), net.vocabulary)
+        self._seen = self._logits.numpy(), self.ids.numpy()  # made once: a step leaves nothing of Python in the cache
         places = _places(self._state)
         self._arguments = (len(ids), 1, "last", pointer(self.ids), places, places, pointer(self._logits))
 
     def advance(self) -> None:
         """Feed `ids`; afterwards `ids` holds the greedy continuation."""
         self._net.call(*self._arguments)
-        np.argmax(self._logits.numpy(), axis=-1, keepdims=True, out=self.ids.numpy())
+        logits, ids = self._seen
+        logits.argmax(-1, out=ids[:, 0])
+
+    def newest(self) -> Ids:
+        """A copy of `ids` for the caller, (B,)."""
+        return self._seen[1][:, 0].copy()
 
 
 def _places(state: NetState) -> ctypes.Array[ctypes.c_void_p]:

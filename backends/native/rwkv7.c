@@ -121,21 +121,6 @@ static void products(struct pool *pool, const struct call *f, int n, const struc
     barrier(pool);
 }
 
-static void fetch(const void *from, size_t bytes) {
-    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)from + i, 0, 2);
-}
-
-/* With few tokens a head is over before memory has brought what it reads: the head before it asks. */
-static void fetch_head(const struct model *m, const struct layer *p, int number, const float *S) {
-    const int ranks[4] = {m->Rw, m->Ra, m->Rv, m->Rg}, NP = (m->N + LANES - 1) / LANES * LANES;
-    const weight *pairs[4] = {p->w2, p->a2, p->v2, p->g2};
-    fetch(S, sizeof(float) * m->N * m->N);
-    for (int i = 0; i < 4; i++) {
-        size_t size = (size_t)ranks[i] * NP;
-        if (pairs[i]) fetch(pairs[i] + number * size, size * sizeof(weight));
-    }
-}
-
 static void time_mix(struct pool *pool, const struct call *f, int layer) {
     const struct model *m = f->m;
     const struct layer *p = &m->layers[layer];
@@ -156,7 +141,6 @@ static void time_mix(struct pool *pool, const struct call *f, int layer) {
     const int heads = f->B * m->H;
     for (int job = claim(pool), then; job < heads; job = then) {
         then = claim(pool);
-        if (f->T < CHUNK && then < heads) fetch_head(m, p, then % m->H, f->before[layer].S + (size_t)then * N * N);
         int b = job / m->H, number = job % m->H;
         size_t row = (size_t)b * f->T, S = (size_t)job * N * N;
         struct head h = {p, C, m->H, {m->Rw, m->Ra, m->Rv, m->Rg},
@@ -164,7 +148,8 @@ static void time_mix(struct pool *pool, const struct call *f, int layer) {
                          at->v_first + row * C + number * N,
                          at->w_lora + row * m->Rw, at->a_lora + row * m->Ra, at->v_lora + row * m->Rv,
                          at->g_lora + row * m->Rg, f->before[layer].S + S, f->after[layer].S + S,
-                         at->gated + row * width + number * N, width};
+                         at->gated + row * width + number * N, width,
+                         then < heads ? then % m->H : -1, f->before[layer].S + (size_t)then * N * N};
         head(N, &h, number, f->T);
     }
     barrier(pool);

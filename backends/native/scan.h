@@ -27,22 +27,24 @@ INLINE void scan_7(int N, int T, const struct inputs *x, float *y, const float *
             const size_t token = (size_t)t * x->next;
             vec s[4] = {{0}}, out[4] = {{0}};
             for (int j = 0; j < NV; j++) {
-                vec kk = load_n(x->kk + token + j * LANES, N - j * LANES);
-                for (int i = 0; i < 4; i++) s[i] += S[i][j] * kk;
-            }
-            float removed[4];
-            sums(removed, s[0], s[1], s[2], s[3]);
-            for (int j = 0; j < NV; j++) {
                 const size_t at = token + j * LANES;
                 const int n = N - j * LANES;
-                vec w = load_n(x->w + at, n), b = load_n(x->b + at, n), k = load_n(x->k + at, n);
-                vec r = load_n(x->r + at, n);
+                vec kk = load_n(x->kk + at, n), w = load_n(x->w + at, n), k = load_n(x->k + at, n);
                 for (int i = 0; i < 4; i++) {
-                    S[i][j] = S[i][j] * w - removed[i] * b + x->v[token + row + i] * k;
+                    s[i] += S[i][j] * kk;
+                    S[i][j] = S[i][j] * w + x->v[token + row + i] * k; /* while the sums are still on their way */
+                }
+            }
+            const vec removed = sums(s[0], s[1], s[2], s[3]);
+            for (int j = 0; j < NV; j++) {
+                const size_t at = token + j * LANES;
+                vec b = load_n(x->b + at, N - j * LANES), r = load_n(x->r + at, N - j * LANES);
+                for (int i = 0; i < 4; i++) {
+                    S[i][j] -= removed[i] * b;
                     out[i] += S[i][j] * r;
                 }
             }
-            sums(y + token + row, out[0], out[1], out[2], out[3]);
+            store_n(y + token + row, sums(out[0], out[1], out[2], out[3]), 4);
         }
         for (int i = 0; i < 4; i++)
             for (int j = 0; j < NV; j++) store_n(S_after + (row + i) * N + j * LANES, S[i][j], N - j * LANES);
@@ -79,8 +81,7 @@ INLINE void scan_6(int N, int T, const struct inputs *x, const float *u, float *
                     S[i][j] = S[i][j] * w + v[i] * k;
                 }
             }
-            float read[4];
-            sums(read, out[0], out[1], out[2], out[3]);
+            const vec read = sums(out[0], out[1], out[2], out[3]);
             for (int i = 0; i < 4; i++) y[token + row + i] = read[i] + v[i] * bonus[t];
         }
         for (int i = 0; i < 4; i++)

@@ -55,8 +55,8 @@ INLINE void store_n(float *p, vec x, int n) { memcpy(p, &x, n >= LANES ? sizeof 
 
 INLINE vec choose(ivec where, vec a, vec b) { return (vec)((where & (ivec)a) | (~where & (ivec)b)); }
 
-/* Four sums over lanes. The order of additions is the same wherever a vector stands among the four. */
-INLINE void sums(float out[4], vec a, vec b, vec c, vec d) {
+/* Four sums over lanes, in the first four. The order of additions is the same wherever a vector stands among them. */
+INLINE vec sums(vec a, vec b, vec c, vec d) {
 #if LANES == 16
     vec ab = SHUFFLE(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
              SHUFFLE(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
@@ -66,24 +66,21 @@ INLINE void sums(float out[4], vec a, vec b, vec c, vec d) {
             SHUFFLE(ab, cd, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
     s += SHUFFLE(s, s, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
     s += SHUFFLE(s, s, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+    return SHUFFLE(s, s, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
 #elif LANES == 8
     vec ab = SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11) + SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
     vec cd = SHUFFLE(c, d, 0, 1, 2, 3, 8, 9, 10, 11) + SHUFFLE(c, d, 4, 5, 6, 7, 12, 13, 14, 15);
     vec s = SHUFFLE(ab, cd, 0, 1, 4, 5, 8, 9, 12, 13) + SHUFFLE(ab, cd, 2, 3, 6, 7, 10, 11, 14, 15);
     s += SHUFFLE(s, s, 1, 0, 3, 2, 5, 4, 7, 6);
+    return SHUFFLE(s, s, 0, 2, 4, 6, 0, 2, 4, 6);
 #else
     vec ab = SHUFFLE(a, b, 0, 1, 4, 5) + SHUFFLE(a, b, 2, 3, 6, 7);
     vec cd = SHUFFLE(c, d, 0, 1, 4, 5) + SHUFFLE(c, d, 2, 3, 6, 7);
-    vec s = SHUFFLE(ab, cd, 0, 2, 4, 6) + SHUFFLE(ab, cd, 1, 3, 5, 7);
+    return SHUFFLE(ab, cd, 0, 2, 4, 6) + SHUFFLE(ab, cd, 1, 3, 5, 7);
 #endif
-    for (int i = 0; i < 4; i++) out[i] = s[i * (LANES / 4)];
 }
 
-INLINE float sum(vec a) {
-    float out[4];
-    sums(out, a, a, a, a);
-    return out[0];
-}
+INLINE float sum(vec a) { return sums(a, a, a, a)[0]; }
 
 /* e^x within 2 units of the last place: x = n ln 2 + f, the polynomial of Cephes' expf for e^f, 2^n by its bits.
  * NaN stays NaN: comparisons with it are false and leave it where it is. */
@@ -105,6 +102,16 @@ INLINE vec v_exp(vec x) {
 }
 
 INLINE vec v_sigmoid(vec x) { return 1.0f / (1.0f + v_exp(-x)); }
+
+/* Cephes' tanhf: an odd polynomial near 0, where 1 - 2 / (e^2x + 1) would lose digits. */
+INLINE vec v_tanh(vec x) {
+    vec z = x * x, p = all(-5.70498872745e-3f);
+    p = p * z + 2.06390887954e-2f;
+    p = p * z - 5.37397155531e-2f;
+    p = p * z + 1.33314422036e-1f;
+    p = p * z - 3.33332819422e-1f;
+    return choose(z < all(0.390625f), x + x * z * p, 1.0f - 2.0f / (v_exp(x + x) + 1.0f));
+}
 
 #ifdef BF16
 typedef uint16_t weight; /* also the format of activations that meet a matrix */
@@ -131,6 +138,14 @@ INLINE vec widened(const weight *p) {
     return (vec)(__builtin_convertvector(h, uvec) << 16);
 }
 
+/* The first n values, rounded as `narrow` does. */
+INLINE void store_narrowed(weight *p, vec x, int n) {
+    uvec bits = (uvec)x, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    rounded = (uvec)choose(x == x, (vec)rounded, (vec)((uvec){0} + 0x7fc0));
+    half h = __builtin_convertvector(rounded, half);
+    memcpy(p, &h, n >= LANES ? sizeof h : sizeof(weight) * n);
+}
+
 /* acc + the products of even and of odd elements. */
 INLINE vec dot(vec acc, word w, word x) {
 #if defined(__AVX512BF16__)
@@ -147,6 +162,7 @@ typedef vec word;
 INLINE float widen(weight w) { return w; }
 INLINE weight narrow(float x) { return x; }
 INLINE vec widened(const weight *p) { return load(p); }
+INLINE void store_narrowed(weight *p, vec x, int n) { store_n(p, x, n); }
 INLINE vec dot(vec acc, word w, word x) { return acc + w * x; }
 #endif
 

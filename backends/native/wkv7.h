@@ -27,7 +27,13 @@ struct head {
     float *S_after;                            /* and after */
     weight *out;                               /* (T, width), of this head */
     int width;
+    int next; /* the head that this thread computes next, or -1: what that reads is asked of memory meanwhile */
+    const float *next_S;
 };
+
+INLINE void fetch(const void *from, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)from + i, 0, 2);
+}
 
 /* One chunk's vectors, each (CHUNK, N). */
 struct chunk {
@@ -35,26 +41,45 @@ struct chunk {
     float b[CHUNK * MAX_N], a[CHUNK * MAX_N], g[CHUNK * MAX_N], y[CHUNK * MAX_N], gate[CHUNK * MAX_N];
 };
 
-/* Some columns (R) by one head's (R, N); `columns` is a constant wherever this is expanded. */
-INLINE void expand_some(int N, int columns, int R, const float *z, const weight *W, float *out) {
+/* Some columns (R) by one head's (R, N), in float32 if `wide`; `columns` and `wide` are constants wherever this is
+ * expanded. `ahead` is the next head's (R, N), fetched meanwhile, or NULL. */
+INLINE void expand_some(int N, int columns, int R, const float *z, const void *W, int wide, const weight *ahead,
+                        float *out) {
     const int NV = (N + LANES - 1) / LANES;
     vec sum[4][MAX_N / LANES];
     for (int i = 0; i < columns; i++)
         for (int j = 0; j < NV; j++) sum[i][j] = (vec){0};
-    for (int r = 0; r < R; r++)
+    for (int r = 0; r < R; r++) {
+        if (ahead)
+            for (int j = 0; j < NV * LANES; j += 64 / (int)sizeof(weight))
+                __builtin_prefetch(ahead + (size_t)r * NV * LANES + j, 0, 2);
         for (int j = 0; j < NV; j++) {
-            vec w = widened(W + ((size_t)r * NV + j) * LANES);
+            const size_t at = ((size_t)r * NV + j) * LANES;
+            vec w = wide ? load((const float *)W + at) : widened((const weight *)W + at);
             for (int i = 0; i < columns; i++) sum[i][j] += z[(size_t)i * R + r] * w;
         }
+    }
     for (int i = 0; i < columns; i++)
         for (int j = 0; j < NV; j++) store_n(out + i * N + j * LANES, sum[i][j], N - j * LANES);
 }
 
 /* The second half of a low-rank pair. Lanes are channels: no sums over lanes. */
-INLINE void expand(int N, int columns, int R, const float *z, const weight *W, float *out) {
+INLINE void expand(int N, int columns, int R, const float *z, const void *W, int wide, const weight *ahead,
+                   float *out) {
     int c = 0;
-    for (; c + 4 <= columns; c += 4) expand_some(N, 4, R, z + (size_t)c * R, W, out + c * N);
-    for (; c < columns; c++) expand_some(N, 1, R, z + (size_t)c * R, W, out + c * N);
+    for (; c + 4 <= columns; c += 4, ahead = NULL) expand_some(N, 4, R, z + (size_t)c * R, W, wide, ahead, out + c * N);
+    for (; c < columns; c++, ahead = NULL) expand_some(N, 1, R, z + (size_t)c * R, W, wide, ahead, out + c * N);
+}
+
+/* The second halves of all four pairs for tokens start..start + n; NULL in `W` for a pair that a layer lacks. */
+INLINE void expand_all(int N, const struct head *h, int start, int n, const void *const W[4], int wide,
+                       const weight *const ahead[4], struct chunk *x) {
+    const float *z[4] = {h->w_lora, h->a_lora, h->v_lora, h->g_lora};
+    float *out[4] = {x->w, x->a, x->gate, x->g};
+    for (int i = 0; i < 4; i++) {
+        const size_t R = h->ranks[i];
+        if (W[i]) expand(N, n, R, z[i] + start * R, W[i], wide, ahead[i], out[i]);
+    }
 }
 
 /* Decay, keys and value of one token. */
@@ -112,9 +137,22 @@ INLINE void gated(int N, const struct head *h, const struct chunk *x, int t, siz
         squares += d * d;
     }
     float scale = 1.0f / sqrtf(sum(squares) / N + GN_EPS);
-    for (int i = 0; i < N; i++) {
-        float normed = (x->y[t * N + i] - mean) * scale * p->ln_x_weight[c + i] + p->ln_x_bias[c + i];
-        h->out[out + i] = narrow((normed + bonus * x->v[t * N + i]) * x->g[t * N + i]);
+    for (int j = 0; j < N; j += LANES) {
+        int n = N - j, i = t * N + j;
+        vec normed = (load_n(x->y + i, n) - mean) * scale * load_n(p->ln_x_weight + c + j, n);
+        normed += load_n(p->ln_x_bias + c + j, n) + bonus * load_n(x->v + i, n);
+        store_narrowed(h->out + out + j, normed * load_n(x->g + i, n), n);
+    }
+}
+
+/* A prompt meets this head's weights in every chunk: one float32 copy of them all, if they are narrower. */
+INLINE void widen_all(int N, const struct head *h, const void *W[4], float *room) {
+    const int NP = (N + LANES - 1) / LANES * LANES;
+    for (int i = 0; i < 4; i++) {
+        const weight *from = W[i];
+        if (!from) continue;
+        W[i] = room;
+        for (int at = 0; at < h->ranks[i] * NP; at += LANES, room += LANES) store(room, widened(from + at));
     }
 }
 
@@ -122,17 +160,26 @@ INLINE void gated(int N, const struct head *h, const struct chunk *x, int t, siz
 INLINE void head_of(int N, const struct head *h, int number, int T) {
     struct chunk x;
     const int c = number * N, NP = (N + LANES - 1) / LANES * LANES;
-    const struct layer *p = h->p;
+    const int wide = sizeof(weight) < sizeof(float) && T >= CHUNK;
+    const weight *const second[4] = {h->p->w2, h->p->a2, h->p->v2, h->p->g2};
+    const weight *ahead[4] = {NULL, NULL, NULL, NULL};
+    const void *W[4];
+    size_t ranks = 0;
+    for (int i = 0; i < 4; i++) {
+        const size_t size = (size_t)h->ranks[i] * NP;
+        W[i] = second[i] ? second[i] + number * size : NULL;
+        if (second[i] && h->next >= 0 && T < CHUNK) ahead[i] = second[i] + h->next * size;
+        ranks += h->ranks[i];
+    }
+    float room[wide ? ranks * NP : 1];
+    if (wide) widen_all(N, h, W, room);
     for (int start = 0; start < T; start += CHUNK) {
         int n = T - start < CHUNK ? T - start : CHUNK;
-        const struct { const float *z; const weight *W; float *out; } pairs[4] = {
-            {h->w_lora, p->w2, x.w}, {h->a_lora, p->a2, x.a}, {h->v_lora, p->v2, x.gate}, {h->g_lora, p->g2, x.g}};
-        for (int i = 0; i < 4; i++) {
-            const size_t R = h->ranks[i];
-            if (pairs[i].W) expand(N, n, R, pairs[i].z + start * R, pairs[i].W + number * R * NP, pairs[i].out);
-        }
+        if (wide) expand_all(N, h, start, n, W, 1, ahead, &x);
+        else expand_all(N, h, start, n, W, 0, ahead, &x);
         for (int t = 0; t < n; t++) prepare(N, h, &x, t, (size_t)(start + t) * h->C, c);
         const struct inputs walk = {x.r, x.w, x.k, x.v, x.kk, x.b, N};
+        if (T < CHUNK && h->next >= 0) fetch(h->next_S, sizeof(float) * N * N);
         scan_7(N, n, &walk, x.y, start ? h->S_after : h->S, h->S_after);
         for (int t = 0; t < n; t++) gated(N, h, &x, t, (size_t)(start + t) * h->width, c);
     }

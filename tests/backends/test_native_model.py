@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from backends.compiled.state import NetState
 from backends.errors import BackendError
 from backends.native import build, library, model, packing
 from backends.native.model import NativeNet
+from backends.weights import DTYPES
 from tests.backends import numpy_rwkv7
 from tests.backends.feeding import ALL, F32_BAND, assert_within, fed, foreign_greedy, ids_for, logits_of, needs_compiler
 from tests.backends.feeding import opened as session_of
@@ -206,7 +208,7 @@ def test_what_it_does_not_know(change: dict[str, object], words: str) -> None:
 @given(rows=st.integers(1, 13), K=st.integers(1, 40), step=st.sampled_from([4, 8, 16, 32]))
 def test_panels_hold_the_matrix_and_zeros(rows: int, K: int, step: int) -> None:
     W = torch.arange(1.0, rows * K + 1).view(rows, K)
-    found = packing.panels(W, step)
+    found = packing.Room().panels(W, step)
     flat = found.transpose(1, 2).reshape(len(found) * packing.ROWS, -1)
     assert torch.equal(flat[:rows, :K], W)
     assert flat.count_nonzero() == W.numel()
@@ -214,16 +216,45 @@ def test_panels_hold_the_matrix_and_zeros(rows: int, K: int, step: int) -> None:
 
 def test_pairs_lie_by_head() -> None:
     W = torch.arange(1.0, 5 * 12 + 1).view(5, 12)
-    found = packing.by_head(W, 3, 8)
+    found = packing.Room().by_head(W, 3, 8)
     assert found.shape == (3, 5, 8)
     assert torch.equal(found[1, :, :4], W[:, 4:8])
     assert found.count_nonzero() == W.numel()
 
 
-def test_large_matrices_lie_on_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    large = packing.on_huge_pages((1 << 20,), torch.float32)
-    assert large.data_ptr() % packing.HUGE == 0 or not hasattr(mmap, "MADV_HUGEPAGE")
-    assert large.shape == (1 << 20,)
-    assert not large.any()
+def test_rooms_hand_out_zeros_that_do_not_meet() -> None:
+    room = packing.Room()
+    made = [room.zeros(shape, dtype) for shape in ((3,), (5, 7), (1 << 25,)) for dtype in DTYPES.values()]
+    assert all(tensor.data_ptr() % packing.LINE == 0 and not tensor.any() for tensor in made)
+    for i, tensor in enumerate(made):
+        tensor.fill_(i + 1)
+    values = [*range(1, len(made) + 1)]
+    assert [float(tensor.min()) for tensor in made] == values
+    assert [float(tensor.max()) for tensor in made] == values
+
+
+def test_large_pieces_lie_on_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = 3 * packing.HUGE + 5
+    large = packing.on_huge_pages(size).fill_(1)
+    assert large.shape == (size,)
     monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
-    assert packing.on_huge_pages((1 << 20,), torch.float32).shape == (1 << 20,)
+    assert packing.on_huge_pages(size).shape == (size,)
+    if huge_pages_allowed():
+        assert resident_on_huge_pages(large.data_ptr()) >= 3 * packing.HUGE
+
+
+def huge_pages_allowed() -> bool:
+    """Of the three choices of the system, "never" is the only one that refuses them."""
+    choice = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    return choice.exists() and "[never]" not in choice.read_text()
+
+
+def resident_on_huge_pages(address: int) -> int:
+    """Bytes on huge pages of the mapping that holds an address."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(found[1], 16) <= address < int(found[2], 16)
+        elif inside and line.startswith("AnonHugePages:"):
+            return int(line.split()[1]) << 10
+    return 0
