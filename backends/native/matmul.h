@@ -1,21 +1,25 @@
 /* y = x W^T: activations x (columns, K), a matrix W (rows, K), y (columns, rows).
  *
- * W lies in panels of ROWS rows, STEP weights of each row in turn, so that a kernel reads it in one stream: two streams
- * at a time already halve what memory gives. K is a multiple of STEP, with zeros where a checkpoint has no weights.
+ * W lies in panels of ROWS rows: the first weight of every row, the second of every row, and so on (two at a time in
+ * bf16). A kernel reads a panel in one stream (two streams at a time already halve what memory gives), and lanes are
+ * rows, so that nothing is summed over lanes. K is a multiple of STEP, with zeros where a checkpoint has no weights.
  *
- * A tile of ROWS x COLUMNS sums stays in registers while K passes by. Each sum has its own register and the same order
+ * A tile of ROWS x COLUMNS sums stays in registers while SHORT weights of each row pass by, and is then added to the
+ * sums of those before: many short sums lose fewer digits than a long one. Each sum has its own lane and the same order
  * of additions in every tile, so a result depends neither on the number of columns nor on that of threads. */
 #ifndef MATMUL_H
 #define MATMUL_H
 
 #include "vec.h"
 
-#define ROWS 4
+#define VECTORS 2
+#define ROWS (VECTORS * LANES)
 #if LANES == 16
-#define COLUMNS 6 /* 24 of 32 registers */
+#define COLUMNS 12 /* 24 of 32 registers */
 #else
-#define COLUMNS 3 /* 12 of 16 */
+#define COLUMNS 6 /* 12 of 16 */
 #endif
+#define SHORT 256
 #define FEW (sizeof(weight) == 4 ? 3 : 4) /* columns up to which hardware alone keeps up */
 #define FAR 8192                          /* bytes */
 
@@ -27,35 +31,42 @@ struct ahead {
 };
 
 INLINE void ask(const weight *p) {
-#pragma GCC unroll 8
-    for (int i = 0; i < ROWS; i++) __builtin_prefetch(p + i * STEP, 0, 2);
+    for (int i = 0; i < ROWS * STEP; i += 64 / (int)sizeof(weight)) __builtin_prefetch(p + i, 0, 2);
 }
 
-/* Sums of one tile, a column's in the first ROWS lanes of out[column]; `columns` is a constant wherever this is expanded. */
-INLINE void tile(int columns, int K, const weight *W, const weight *x, vec out[], struct ahead ahead) {
-    vec y[COLUMNS][ROWS];
-#pragma GCC unroll 8
+/* Sums of one tile, out[column][row]; `columns` is a constant wherever this is expanded. */
+INLINE void tile(int columns, int K, const weight *W, const weight *x, int stride, vec out[][VECTORS],
+                 struct ahead ahead) {
     for (int c = 0; c < columns; c++)
-#pragma GCC unroll 8
-        for (int i = 0; i < ROWS; i++) y[c][i] = (vec){0};
-    for (int k = 0; k < K; k += STEP, W += ROWS * STEP) {
-        if (columns > FEW && ahead.bytes) ask((const weight *)((const char *)W + ahead.bytes));
-        if (ahead.next && ahead.turn-- == 0) {
-            ahead.turn = ahead.turns - 1;
-            ask(ahead.next + (size_t)k * ROWS);
+        for (int i = 0; i < VECTORS; i++) out[c][i] = (vec){0};
+    for (int start = 0; start < K; start += SHORT) {
+        const int end = start + SHORT < K ? start + SHORT : K;
+        vec y[COLUMNS][VECTORS];
+#pragma GCC unroll 12
+        for (int c = 0; c < columns; c++)
+#pragma GCC unroll 2
+            for (int i = 0; i < VECTORS; i++) y[c][i] = (vec){0};
+        for (int k = start; k < end; k += STEP, W += ROWS * STEP) {
+            if (columns > FEW && ahead.bytes) ask((const weight *)((const char *)W + ahead.bytes));
+            if (ahead.next && ahead.turn-- == 0) {
+                ahead.turn = ahead.turns - 1;
+                ask(ahead.next + (size_t)k * ROWS);
+            }
+            word w[VECTORS];
+#pragma GCC unroll 2
+            for (int i = 0; i < VECTORS; i++) w[i] = words(W + i * LANES * STEP);
+#pragma GCC unroll 12
+            for (int c = 0; c < columns; c++) {
+                const word z = spread(x + (size_t)c * stride + k);
+#pragma GCC unroll 2
+                for (int i = 0; i < VECTORS; i++) y[c][i] = dot(y[c][i], w[i], z);
+            }
         }
-        word w[ROWS];
-#pragma GCC unroll 8
-        for (int i = 0; i < ROWS; i++) w[i] = words(W + i * STEP);
-#pragma GCC unroll 8
-        for (int c = 0; c < columns; c++) {
-            word z = words(x + (size_t)c * K + k);
-#pragma GCC unroll 8
-            for (int i = 0; i < ROWS; i++) y[c][i] = dot(y[c][i], w[i], z);
-        }
+#pragma GCC unroll 12
+        for (int c = 0; c < columns; c++)
+#pragma GCC unroll 2
+            for (int i = 0; i < VECTORS; i++) out[c][i] += y[c][i];
     }
-#pragma GCC unroll 8
-    for (int c = 0; c < columns; c++) out[c] = sums(y[c][0], y[c][1], y[c][2], y[c][3]);
 }
 
 /* What is done with a sum before it is kept. */
@@ -64,13 +75,14 @@ enum after { KEEP, TANH, SIGMOID, SQUARED_RELU, ADD };
 struct matmul {
     int rows, K;
     const weight *W, *x;
+    int stride; /* of x: from column to column */
     enum after after;
     float *y;        /* (columns, rows), unless the result meets the next matrix: */
     weight *narrowed; /* (columns, width) */
     int width;
 };
 
-/* Keep the sums of a column for `rows` rows, at most ROWS. */
+/* Keep the sums of a column for `rows` rows, at most LANES. */
 INLINE void keep(const struct matmul *m, int column, int row, vec y, int rows) {
     float *at = m->y + (size_t)column * m->rows + row;
     switch (m->after) {
@@ -85,26 +97,21 @@ INLINE void keep(const struct matmul *m, int column, int row, vec y, int rows) {
 }
 
 static void tiles(const struct matmul *m, int row, int columns, int column, struct ahead ahead) {
-    const weight *W = m->W + (size_t)row * m->K, *x = m->x + (size_t)column * m->K;
-    vec out[COLUMNS];
+    const weight *W = m->W + (size_t)row * m->K, *x = m->x + (size_t)column * m->stride;
+    vec out[COLUMNS][VECTORS];
     switch (columns) {
-    case 1: tile(1, m->K, W, x, out, ahead); break;
-    case 2: tile(2, m->K, W, x, out, ahead); break;
-    case 3: tile(3, m->K, W, x, out, ahead); break;
-#if COLUMNS > 3
-    case 4: tile(4, m->K, W, x, out, ahead); break;
-    case 5: tile(5, m->K, W, x, out, ahead); break;
-    case 6: tile(6, m->K, W, x, out, ahead); break;
+#define CASE(n) case n: tile(n, m->K, W, x, m->stride, out, ahead); break
+        CASE(1); CASE(2); CASE(3); CASE(4); CASE(5); CASE(6);
+#if COLUMNS > 6
+        CASE(7); CASE(8); CASE(9); CASE(10); CASE(11); CASE(12);
 #endif
+#undef CASE
     }
-    const int rows = m->rows - row;
-    if (rows >= ROWS)
-        for (int c = 0; c < columns; c++) keep(m, column + c, row, out[c], ROWS);
-    else
-        for (int c = 0; c < columns; c++) keep(m, column + c, row, out[c], rows);
+    for (int i = 0; i < VECTORS && row < m->rows; i++, row += LANES)
+        for (int c = 0; c < columns; c++) keep(m, column + c, row, out[c][i], m->rows - row);
 }
 
-#define BLOCK 32             /* rows a job, where arithmetic decides; */
+#define BLOCK 32            /* rows a job, where arithmetic decides; */
 #define PORTION (96 * 1024) /* bytes, where memory does */
 
 INLINE int block_rows(const struct matmul *m, int columns) {

@@ -83,7 +83,7 @@ class NativeNet:
             "emb": get("emb.weight"),
             **{f"ln0_{part}": get(f"blocks.0.ln0.{part}").float() for part in ("weight", "bias")},
             **{f"ln_out_{part}": get(f"ln_out.{part}").float() for part in ("weight", "bias")},
-            "head": room.panels(get("head.weight"), step),
+            "head": room.panels(get("head.weight"), lanes, step),
         }
         self._structs = (_Layer * facts.n_layer)(*(_Layer(*(pointer(p.get(n)) for n in LAYER)) for p in layers))
         sizes = (facts.n_layer, facts.n_embd, facts.n_ffn, facts.n_head, facts.head_size, facts.vocab_size)

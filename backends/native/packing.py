@@ -11,8 +11,8 @@ from torch import Tensor
 
 from backends.compiled.parts import Reader
 
-ROWS = 4
-"""Rows of a panel, as in matmul.h."""
+VECTORS = 2
+"""Vectors of rows in a panel, as in matmul.h."""
 
 HUGE = 1 << 21
 """Bytes of a huge page: with small ones one core read a layer at 70% of the rate."""
@@ -44,17 +44,17 @@ class Room:
         taken, self._left = self._left[:size], self._left[-(-size // LINE) * LINE :]
         return taken.view(dtype).view(shape)
 
-    def panels(self, W: Tensor, step: int) -> Tensor:
-        """A matrix (out, in) as the kernels stream it: (out / 4, in / step, 4, step), zeros where there was nothing."""
-        rows, K = W.shape
-        wide = -(-K // step)
-        out = self.zeros((-(-rows // ROWS), wide, ROWS, step), W.dtype)
-        whole, inner = rows // ROWS, K // step
-        out[:whole, :inner] = W[: whole * ROWS, : inner * step].view(whole, ROWS, inner, step).transpose(1, 2)
-        if whole < len(out) or inner < wide:
-            padded = torch.zeros(len(out) * ROWS, wide * step, dtype=W.dtype)
-            padded[:rows, :K] = W
-            out.copy_(padded.view(len(out), ROWS, wide, step).transpose(1, 2))
+    def panels(self, W: Tensor, lanes: int, step: int) -> Tensor:
+        """A matrix (out, in) as the kernels stream it: (out / ROWS, in / step, ROWS, step), zeros where was nothing."""
+        height, (rows, K) = VECTORS * lanes, W.shape
+        panels, pieces = -(-rows // height), -(-K // step)
+        if (rows, K) != (panels * height, pieces * step):
+            ragged, W = W, torch.zeros(panels * height, pieces * step, dtype=W.dtype)
+            W[:rows, :K] = ragged
+        out = self.zeros((panels, pieces, height, step), W.dtype)
+        words = torch.int32 if step * W.dtype.itemsize == 4 else W.dtype  # a pair of bf16 moves as one
+        whole = W.contiguous().view(words).view(panels, height, pieces, -1)
+        out.view(words).copy_(whole.transpose(1, 2))
         return out
 
     def by_head(self, W: Tensor, heads: int, lanes: int) -> Tensor:
@@ -99,7 +99,7 @@ def layer(get: Reader, i: int, heads: int, lanes: int, step: int, room: Room) ->
     }
     return {
         **{name: vector.float().contiguous() for name, vector in vectors.items()},
-        **{name: room.panels(W, step) for name, W in matrices.items()},
+        **{name: room.panels(W, lanes, step) for name, W in matrices.items()},
         **{f"{letter}2": room.by_head(att(f"{letter}2"), heads, lanes) for letter in pairs},
     }
 

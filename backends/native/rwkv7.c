@@ -12,7 +12,7 @@
 #endif
 #define TOKENS 16 /* columns a job, where every column is for itself */
 
-/* Activations of M columns. What meets a matrix is in the format of weights, as wide as the matrix is padded. */
+/* Activations of M columns. What meets a matrix is in the format of weights, and `padded`. */
 struct buffers {
     int columns; /* room for so many */
     void *memory;
@@ -31,7 +31,15 @@ struct call {
     float *logits;
 };
 
-static int padded(int n) { return (n + STEP - 1) / STEP * STEP; }
+/* The length that rows of a matrix have in its panels. */
+static int panel_length(int n) { return (n + STEP - 1) / STEP * STEP; }
+
+/* From one column of activations to the next: an odd number of cache lines, so that columns lie in different sets of
+ * the cache. */
+static int padded(int n) {
+    const int line = 64 / sizeof(weight);
+    return ((n + line - 1) / line | 1) * line;
+}
 
 /* norm(x) weight + bias over C, one column; the format of weights rounds it. */
 static void layer_norm(const float *x, const float *w, const float *b, int C, float *out) {
@@ -125,17 +133,20 @@ static void time_mix(struct pool *pool, const struct call *f, int layer) {
     const struct model *m = f->m;
     const struct layer *p = &m->layers[layer];
     struct buffers *at = f->at;
-    const int C = m->C, width = padded(C), N = m->N;
+    const int C = m->C, K = panel_length(C), width = padded(C), N = m->N;
     const int mixes = f->B * ((f->T + TOKENS - 1) / TOKENS);
     for (int job; (job = claim(pool)) < mixes;)
         mix(f, job, p->ln1_weight, p->ln1_bias, p->mixes, 6, at->mixed, f->before[layer].att, f->after[layer].att);
     barrier(pool);
     weight *const *x = at->mixed; /* xr xw xk xv xa xg */
     const struct matmul list[] = {
-        {C, width, p->receptance, x[0], KEEP, at->r, 0, 0},    {C, width, p->key, x[2], KEEP, at->k, 0, 0},
-        {C, width, p->value, x[3], KEEP, at->v, 0, 0},         {m->Rw, width, p->w1, x[1], TANH, at->w_lora, 0, 0},
-        {m->Ra, width, p->a1, x[4], KEEP, at->a_lora, 0, 0},   {m->Rg, width, p->g1, x[5], SIGMOID, at->g_lora, 0, 0},
-        {m->Rv, width, p->v1, x[3], KEEP, at->v_lora, 0, 0},
+        {C, K, p->receptance, x[0], width, KEEP, at->r, 0, 0},
+        {C, K, p->key, x[2], width, KEEP, at->k, 0, 0},
+        {C, K, p->value, x[3], width, KEEP, at->v, 0, 0},
+        {m->Rw, K, p->w1, x[1], width, TANH, at->w_lora, 0, 0},
+        {m->Ra, K, p->a1, x[4], width, KEEP, at->a_lora, 0, 0},
+        {m->Rg, K, p->g1, x[5], width, SIGMOID, at->g_lora, 0, 0},
+        {m->Rv, K, p->v1, x[3], width, KEEP, at->v_lora, 0, 0},
     };
     products(pool, f, p->v1 ? 7 : 6, list);
     const int heads = f->B * m->H;
@@ -153,7 +164,7 @@ static void time_mix(struct pool *pool, const struct call *f, int layer) {
         head(N, &h, number, f->T);
     }
     barrier(pool);
-    products(pool, f, 1, &(struct matmul){C, width, p->output, at->gated, ADD, at->x, 0, 0});
+    products(pool, f, 1, &(struct matmul){C, K, p->output, at->gated, width, ADD, at->x, 0, 0});
 }
 
 static void channel_mix(struct pool *pool, const struct call *f, int layer) {
@@ -164,9 +175,11 @@ static void channel_mix(struct pool *pool, const struct call *f, int layer) {
     for (int job; (job = claim(pool)) < mixes;)
         mix(f, job, p->ln2_weight, p->ln2_bias, p->ffn_mix, 1, at->mixed, f->before[layer].ffn, f->after[layer].ffn);
     barrier(pool);
-    const int width = padded(F);
-    products(pool, f, 1, &(struct matmul){F, padded(C), p->ffn_key, at->mixed[0], SQUARED_RELU, 0, at->inner, width});
-    products(pool, f, 1, &(struct matmul){C, width, p->ffn_value, at->inner, ADD, at->x, 0, 0});
+    const int K = panel_length(C), wide = padded(F);
+    const struct matmul key = {F, K, p->ffn_key, at->mixed[0], padded(C), SQUARED_RELU, 0, at->inner, wide};
+    const struct matmul value = {C, panel_length(F), p->ffn_value, at->inner, wide, ADD, at->x, 0, 0};
+    products(pool, f, 1, &key);
+    products(pool, f, 1, &value);
 }
 
 static void read_out(struct pool *pool, const struct call *f) {
@@ -181,7 +194,8 @@ static void read_out(struct pool *pool, const struct call *f) {
     barrier(pool);
     struct call alone = *f;
     alone.M = columns;
-    products(pool, &alone, 1, &(struct matmul){m->V, padded(C), m->head, f->at->normed, KEEP, f->logits, 0, 0});
+    const struct matmul head = {m->V, panel_length(C), m->head, f->at->normed, padded(C), KEEP, f->logits, 0, 0};
+    products(pool, &alone, 1, &head);
 }
 
 static void forward(struct pool *pool, void *with) {

@@ -116,7 +116,7 @@ INLINE vec v_tanh(vec x) {
 #ifdef BF16
 typedef uint16_t weight; /* also the format of activations that meet a matrix */
 typedef uvec word;       /* 2 LANES of them */
-#define STEP (2 * LANES)
+#define STEP 2           /* weights of a row that lie together */
 
 INLINE float widen(weight w) {
     uint32_t bits = (uint32_t)w << 16;
@@ -157,7 +157,7 @@ INLINE vec dot(vec acc, word w, word x) {
 #else
 typedef float weight;
 typedef vec word;
-#define STEP LANES
+#define STEP 1
 
 INLINE float widen(weight w) { return w; }
 INLINE weight narrow(float x) { return x; }
@@ -170,6 +170,17 @@ INLINE word words(const weight *p) {
     word x;
     memcpy(&x, p, sizeof x);
     return x;
+}
+
+/* The same STEP weights for every lane. */
+INLINE word spread(const weight *p) {
+#ifdef BF16
+    uint32_t pair;
+    memcpy(&pair, p, sizeof pair);
+    return pair - (word){0};
+#else
+    return all(*p);
+#endif
 }
 
 #endif

@@ -205,11 +205,12 @@ def test_what_it_does_not_know(change: dict[str, object], words: str) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(rows=st.integers(1, 13), K=st.integers(1, 40), step=st.sampled_from([4, 8, 16, 32]))
-def test_panels_hold_the_matrix_and_zeros(rows: int, K: int, step: int) -> None:
+@given(rows=st.integers(1, 70), K=st.integers(1, 9), lanes=st.sampled_from([4, 8, 16]), step=st.sampled_from([1, 2]))
+def test_panels_hold_the_matrix_and_zeros(rows: int, K: int, lanes: int, step: int) -> None:
     W = torch.arange(1.0, rows * K + 1).view(rows, K)
-    found = packing.Room().panels(W, step)
-    flat = found.transpose(1, 2).reshape(len(found) * packing.ROWS, -1)
+    found = packing.Room().panels(W, lanes, step)
+    assert found.shape[2:] == (packing.VECTORS * lanes, step)
+    flat = found.transpose(1, 2).reshape(found.shape[0] * found.shape[2], -1)
     assert torch.equal(flat[:rows, :K], W)
     assert flat.count_nonzero() == W.numel()
 
