@@ -43,7 +43,8 @@ def bench(session: nox.Session) -> None:
     """Tokens/s of the backends, and pytest-benchmark for the parts of the harness itself."""
     install(session, "test")
     if not session.posargs:
-        session.run("pytest", "tests/bench", "--benchmark-only", "--benchmark-autosave", "-q")
+        compare = ["--benchmark-compare"] if any(Path(".benchmarks").rglob("*.json")) else []  # with the latest
+        session.run("pytest", "tests/bench", "--benchmark-only", "--benchmark-autosave", *compare, "-q")
     harness(session, "bench", *session.posargs)
 
 
@@ -89,11 +90,7 @@ def build(session: nox.Session) -> None:
 def cuda(session: nox.Session) -> None:
     """Everything that needs an NVIDIA GPU, in one run: its tests, a judged run, and speed of real shapes."""
     install(session, "test")
-    session.run("pytest", "-m", "cuda", "-q")
-    harness(session, "validate", "--device", "cuda", "--out", "reports/out/cuda")
-    for size in session.posargs or ["0.1b", "1.5b"]:
-        model, out = f"synthetic:rwkv7-{size}", f"reports/out/cuda-{size}"
-        harness(session, "bench", "--model", model, "--device", "cuda", "--out", out)
+    session.run("python", "benchmarks/cuda.py", *session.posargs)
 
 
 @nox.session

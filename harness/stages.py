@@ -1,11 +1,11 @@
 """The stages of a run: the truth, honest runs, candidates. Each writes into the ledger."""
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from backends.base import DTYPES, Session
 from backends.errors import BackendError, InputError, Unsupported
 from backends.registry import open_session, parse
 from harness import envelope, opening, suite
+from harness.ahead import ahead
+from harness.facts import usable_cores
 from harness.ledger import BrokenReferenceError, Ledger, Spreads, info_facts, one_line, planned
 from harness.measures.base import Context, Measure, Sample, Spread
 from harness.shelf import Found
@@ -112,18 +114,50 @@ def envelopes(ledger: Ledger, truth_session: Session) -> Spreads:
     suites = {found.name for found, _ in units(ledger) if found.envelope}
     if SPEED in ledger.job.suites:
         suites.add("logits")
-    count = envelope.runs(ledger.job.honest_runs, ledger.weights.facts.parameters)
     spreads: Spreads = {}
-    for dtype in formats if suites else ():
-        spec = parse(f"honest:{ledger.job.seed}@{dtype}")
-        subject = envelope.honest_id(dtype)
-        with open_session(spec, ledger.weights, ledger.threads) as session:
-            ledger.subjects[subject] = Subject(subject, "honest", {**info_facts(session.info), "runs": count})
-            asking = list(_honest_units(ledger, suites))
-            works = [partial(_envelope, ledger, truth_session, subject, found, case, count) for found, case in asking]
-            for (found, case), measured in zip(asking, side_by_side(session, works), strict=True):
-                spreads[found.name, case.name, subject] = measured
+    with ExitStack() as stack:
+        asked_of = {envelope.honest_id(dtype): _Asked(dtype, []) for dtype in (formats if suites else ())}
+        for subject, asking in asked_of.items():
+            for found, case in _honest_units(ledger, suites):
+                known = _known_spreads(ledger, found.name, case.name, subject)
+                spreads[found.name, case.name, subject] = known
+                if not known:
+                    asking.units.append((found, case))
+            ledger.subjects.setdefault(subject, Subject(subject, "honest", {}))  # in this order
+        for subject, runs in _started(ledger, truth_session, asked_of, stack):
+            for (found, case), measured in zip(asked_of[subject].units, runs, strict=True):
+                spreads[found.name, case.name, subject] = _entered(ledger, subject, found, case, measured)
     return spreads
+
+
+class _Asked(NamedTuple):
+    """Honest runs in one number format of the cases that still need them."""
+
+    dtype: str
+    units: list[tuple[Suite, Case]]
+
+
+def _started(
+    ledger: Ledger, truth_session: Session, asked_of: Mapping[str, _Asked], stack: ExitStack
+) -> Iterator[tuple[str, Iterator[Found | None]]]:
+    """Number format by number format; all at once, a thread each, on a model so small that sessions take one thread."""
+    runs = [(subject, _honest_runs(ledger, truth_session, subject, asking)) for subject, asking in asked_of.items()]
+    if ledger.job.threads or ledger.threads != 1 or usable_cores() < 2:
+        yield from runs
+        return
+    for asking in asked_of.values():  # the reference is asked by this thread only
+        for found, case in asking.units:
+            _truth_or_none(ledger, truth_session, found, case)
+    yield from [(subject, stack.enter_context(ahead(found))) for subject, found in runs]
+
+
+def _honest_runs(ledger: Ledger, truth_session: Session, subject: str, asking: _Asked) -> Iterator[Found | None]:
+    """Case by case; None where the reference has not what the suite needs."""
+    count = envelope.runs(ledger.job.honest_runs, ledger.weights.facts.parameters)
+    with open_session(parse(f"honest:{ledger.job.seed}@{asking.dtype}"), ledger.weights, ledger.threads) as session:
+        ledger.subjects[subject] = Subject(subject, "honest", {**info_facts(session.info), "runs": count})
+        works = [partial(_envelope, ledger, truth_session, subject, *unit, count) for unit in asking.units]
+        yield from side_by_side(session, works) if session.streams else (work(session) for work in works)
 
 
 def _honest_units(ledger: Ledger, suites: set[str]) -> Iterator[tuple[Suite, Case]]:
@@ -136,19 +170,27 @@ def _honest_units(ledger: Ledger, suites: set[str]) -> Iterator[tuple[Suite, Cas
 
 def _envelope(
     ledger: Ledger, truth_session: Session, subject: str, found: Suite, case: Case, count: int, session: Session
-) -> dict[str, Spread]:
-    known = _known_spreads(ledger, found.name, case.name, subject)
-    if known:
-        return known
+) -> Found | None:
+    truth = _truth_or_none(ledger, truth_session, found, case)
+    return None if truth is None else _shelved(ledger, found, ledger.context(case), subject, count, session, truth)
+
+
+def _truth_or_none(ledger: Ledger, session: Session, found: Suite, case: Case) -> Sample | None:
     try:
-        truth = truth_of(ledger, truth_session, found, case)
+        return truth_of(ledger, session, found, case)
     except Unsupported:  # said where a candidate meets it
+        return None
+
+
+def _entered(ledger: Ledger, subject: str, found: Suite, case: Case, measured: Found | None) -> dict[str, Spread]:
+    """Keep an envelope in the ledger."""
+    if measured is None:
         return {}
-    spreads, evidence = _shelved(ledger, found, ledger.context(case), subject, count, session, truth)
+    spreads, evidence = measured
     if found.name in ledger.job.suites:
-        where = f"largest of {count} runs"
+        runs = ledger.subjects[subject].info["runs"]
         ledger.measurements += [
-            Measurement(found.name, case.name, subject, name, spread.largest, where=where)
+            Measurement(found.name, case.name, subject, name, spread.largest, where=f"largest of {runs} runs")
             for name, spread in spreads.items()
         ]
         ledger.observations += [Observation(found.name, case.name, subject, kind, data) for kind, data in evidence]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from backends.errors import InputError
 from backends.reference.onread import OnRead
+from backends.reference.rows import shared, together
 from backends.reference.walk import (
     Carry,
     Equation,
@@ -34,7 +35,8 @@ from backends.weights import DTYPES, Weights
 
 __all__ = ["Carry", "Equation", "Model", "Rounding", "Scope", "Sublayer", "Version", "Walk", "parameters", "source"]
 
-BLOCK = 64  # tokens whose WKV states are held at once while the recurrence walks
+BLOCK = 16  # tokens whose WKV states are held at once while the recurrence walks: what a core's cache holds
+ROUNDED = 64  # tokens whose readers of the state are rounded together; random numbers come in that order
 NORMS = {"att": "ln1", "ffn": "ln2"}  # the norm in front of a sub-layer is stored beside it
 
 
@@ -62,7 +64,7 @@ class Model:
         keep: bool = True,
     ) -> None:
         self.weights, self.version, self.dtype = weights, version, DTYPES[dtype]
-        self.overrides, self.rounding, self.weight_dtype = dict(overrides or {}), rounding, weight_dtype
+        self.overrides, self.rounding, self.weight_dtype = overrides or {}, rounding, weight_dtype
         self.heads, self.layers = weights.facts.n_head, weights.facts.n_layer
         self._kept: dict[str, Scope] | None = {} if keep else None
         self._parts = tuple(sublayers(version, self.layers))
@@ -127,28 +129,40 @@ class Model:
                 return part, name
         return None
 
+    @property
+    def overrides(self) -> Mapping[str, Equation]:
+        """Full tensor name or pattern -> the equation to use instead; the first that fits counts."""
+        return self._overrides
+
+    @overrides.setter
+    def overrides(self, overrides: Mapping[str, Equation]) -> None:
+        self._overrides = dict(overrides)
+        self._found: dict[str, Equation] = {}  # full name -> what was found for it
+
     def equation(self, name: str, equation: Equation) -> Equation:
         """The equation of a tensor, or what overrides it."""
-        for pattern, other in self.overrides.items():
-            if fnmatchcase(name, pattern):
-                return other
-        return equation
+        if name not in self._found:
+            fitting = (other for pattern, other in self._overrides.items() if fnmatchcase(name, pattern))
+            self._found[name] = next(fitting, equation)
+        return self._found[name]
 
     def _walk_table(self, walk: Walk, part: Sublayer, scope: Scope) -> Scope:
         """Evaluate one sub-layer; returns its tensors (the recurrence's only where traced)."""
         scope = {"tokens": walk.tokens, "heads": self.heads, **scope}
         equations = {name: self.equation(part.prefix + name, equation) for name, equation in part.table.items()}
         done: Scope = {}
+        seen = dict(scope)
         for name, equation in equations.items():
             if name in done:  # a reader of the recurrence, evaluated with it
                 continue
             if name + "_prev" in parameters(equation):
                 done |= self.recur(walk, part, name, equations, scope, done)
+                seen |= done
                 continue
-            value = self._rounded(part.prefix + name, self.evaluate(walk, part, equation, {**scope, **done}))
+            value = self._rounded(part.prefix + name, self.evaluate(walk, part, equation, seen))
             walk.keep(part.prefix + name, value)
             self._carry(walk, part, name, value)
-            done[name] = value
+            seen[name] = done[name] = value
         return done
 
     def evaluate(self, walk: Walk, part: Sublayer, equation: Equation, scope: Scope) -> Tensor:
@@ -237,34 +251,58 @@ class Model:
 
         `equations` are those of the sub-layer, `timed` its tensors so far, (B, T, ...), `scope` has no time axis.
         """
-        equation, reading = equations[name], readers(name, equations)
-        T = walk.tokens.shape[1]
-        inputs = {p: {**scope, **timed}[p] for p in parameters(equation) if p != name + "_prev"}
+        full, own = part.prefix + name, {name: equations[name], **readers(name, equations)}
+        read = {p for equation in own.values() for p in parameters(equation)}
         S = self._first(walk, part, name, scope)
         assert S is not None  # a version states what its recurrences begin with
-        pieces: dict[str, list[Tensor]] = {n: [] for n in (name, *reading)}
-        traced = any(fnmatchcase(part.prefix + name, pattern) for pattern in walk.patterns)
+        B, T = walk.tokens.shape
+        shares = [(torch.arange(B), own)] if self._rounds(full, S) else list(shared(own, B))
+        traced = any(fnmatchcase(full, pattern) for pattern in walk.patterns)
+        pieces: dict[str, list[Tensor]] = {n: [] for n in own if n != name or traced}
+        fresh: dict[str, list[Tensor]] = {n: [] for n in own if n != name}
         for start in range(0, T, BLOCK):
-            states: list[Tensor] = []
-            before = S
-            for t in range(start, min(start + BLOCK, T)):
-                now = {p: z[:, t] if p in timed else z for p, z in inputs.items()}
-                S = self._rounded(part.prefix + name, equation(**{name + "_prev": S}, **now))
-                states.append(S)
-            block = {**scope, **{n: z[:, start : start + BLOCK] for n, z in timed.items()}}
-            block[name] = torch.stack(states, dim=1)
-            if any(name + "_prev" in parameters(read) for read in reading.values()):
-                block[name + "_prev"] = torch.stack([before, *states[:-1]], dim=1)
-            if traced:
-                pieces[name].append(block[name])
-            for reader, read in reading.items():
-                value = read(**{p: block[p] for p in parameters(read)})
-                pieces[reader].append(self._rounded(part.prefix + reader, value))
-        walk.after[part.prefix + name] = S
-        done = {n: torch.cat(parts, dim=1) for n, parts in pieces.items() if parts}
+            block = {p: timed[p][:, start : start + BLOCK] for p in read if p in timed}
+            parts = []
+            for at, mine in shares:
+                rows = (S, block) if len(shares) == 1 else (S[at], {p: z[at] for p, z in block.items()})
+                parts.append((at, self._block(full, mine, scope, *rows)))
+            S = together([(at, done[name][:, -1].clone()) for at, done in parts], B)  # a view would hold the block
+            for n, found in {**pieces, **fresh}.items():
+                found.append(together([(at, done[n]) for at, done in parts], B))
+            if (start + BLOCK) % ROUNDED == 0 or start + BLOCK >= T:
+                for n, found in fresh.items():
+                    pieces[n].append(self._rounded(part.prefix + n, torch.cat(found, dim=1)))
+                    found.clear()
+        walk.after[full] = S
+        done = {n: torch.cat(found, dim=1) for n, found in pieces.items()}
         for n, value in done.items():
             walk.keep(part.prefix + n, value)
         return done
+
+    def _block(self, full: str, own: Mapping[str, Equation], scope: Scope, S: Tensor, timed: Scope) -> Scope:
+        """The recurrence `full` from S (b, ...) over a block of tokens and what reads it: tensors (b, n, ...).
+
+        `own` are the recurrence and its readers, `timed` their other inputs at these tokens, (b, n, ...).
+        """
+        name = full.rpartition(".")[2]
+        prev, equation = name + "_prev", own[name]
+        inputs = [p for p in parameters(equation) if p != prev]
+        fixed = {p: scope[p] for p in inputs if p not in timed}
+        moving = {p: timed[p].unbind(1) for p in inputs if p in timed}
+        n = len(next(iter(moving.values())))
+        states = S.new_empty(len(S), n + 1, *S.shape[1:])
+        states[:, 0] = S
+        for t in range(n):
+            now = {p: z[t] for p, z in moving.items()}
+            states[:, t + 1] = self._rounded(full, equation(**{prev: states[:, t]}, **now, **fixed))
+        done = {**scope, **timed, name: states[:, 1:], prev: states[:, :-1]}
+        reading = {n: read(**{p: done[p] for p in parameters(read)}) for n, read in own.items() if n != name}
+        return {name: done[name], **reading}
+
+    def _rounds(self, name: str, value: Tensor) -> bool:
+        """Whether a tensor is rounded at all; no rows draw no random numbers."""
+        none = value[:0]
+        return self._rounded(name, none) is not none
 
     def _rounded(self, name: str, value: Tensor) -> Tensor:
         return value if self.rounding is None else self.rounding(name, value)

@@ -7,8 +7,6 @@ to the band of honest arithmetic.
 # ruff: noqa: D103 - the row in backends/fault_list.py says in words what is written otherwise
 
 from collections.abc import Mapping
-from functools import wraps
-from typing import Any
 
 import torch
 from torch import Tensor, linalg
@@ -16,6 +14,7 @@ from torch.nn.functional import layer_norm, linear, softplus
 
 from backends.reference import v5, v6, v7, v7a, v7b
 from backends.reference.equations import Equation
+from backends.reference.rows import ByRow
 from backends.reference.v7 import split
 from backends.reference.walk import Version
 
@@ -192,22 +191,4 @@ def varied(seed: int, version: Version = v7.VERSION) -> dict[str, Equation]:
 
 def _in_turn(equations: list[Equation], seed: int) -> Equation:
     """Row i of a batch is evaluated by equation (seed + i) modulo their number."""
-    n = len(equations)
-
-    @wraps(equations[0])  # the walker reads the parameters
-    def equation(**arguments: Any) -> Tensor:
-        rows = {name: z for name, z in arguments.items() if has_rows(z, "state_prev" in arguments)}
-        B = len(next(iter(rows.values())))
-        shares = [{name: z[i::n] for name, z in rows.items()} for i in range(min(n, B))]
-        parts = [equations[(seed + i) % n](**{**arguments, **share}) for i, share in enumerate(shares)]
-        whole = parts[0].new_empty(B, *parts[0].shape[1:])
-        for i, part in enumerate(parts):
-            whole[i::n] = part
-        return whole
-
-    return equation
-
-
-def has_rows(argument: Any, recurrence: bool) -> bool:
-    """Whether an argument is a tensor of the walk, (B, T, ...) or in the recurrence (B, ...); weights have two axes."""
-    return isinstance(argument, Tensor) and (recurrence or argument.ndim > 2)
+    return ByRow(equations[0], lambda B: [equations[(seed + i) % len(equations)] for i in range(B)])

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from backends.reference import v7
 from backends.reference.equations import Equation, Model, parameters
-from backends.reference.forms import has_rows
+from backends.reference.rows import ByRow, each
 from backends.reference.v7 import split
 from backends.weights import DTYPES
 
@@ -112,19 +112,9 @@ def _all(model: Model, dtype: str, kept: Collection[str]) -> Iterator[tuple[str,
 
 
 def _by_row(plain: Equation, other: Equation, seed: int) -> Equation:
-    @wraps(plain)
-    def equation(**arguments: Any) -> Tensor:
-        rows = {name: z for name, z in arguments.items() if has_rows(z, "state_prev" in arguments)}
-        B = len(next(iter(rows.values())))
-        special = torch.tensor([is_official(row, seed) for row in range(B)])
-        if not special.any() or special.all():
-            return (other if special.all() else plain)(**arguments)
-        parts = [
-            form(**{**arguments, **{name: z[mask] for name, z in rows.items()}})
-            for form, mask in ((plain, ~special), (other, special))
-        ]
-        whole = parts[0].new_empty(B, *parts[0].shape[1:])
-        whole[~special], whole[special] = parts
-        return whole
+    def choose(B: int) -> list[Equation]:
+        special = [is_official(row, seed) for row in range(B)]
+        rest = iter(each(plain, special.count(False)))
+        return [other if one else next(rest) for one in special]
 
-    return equation
+    return ByRow(plain, choose)

@@ -17,8 +17,8 @@ F16_BITS, F16_SMALLEST = 11, -24  # significand with its hidden bit; exponent of
 def to_bf16(x: Tensor, generator: torch.Generator) -> Tensor:
     """Round float32 to bfloat16, up or down at random, unbiased: random bits are added below the cut."""
     noise = torch.randint(0, 1 << DROPPED_BITS, x.shape, generator=generator, dtype=torch.int32)
-    bits = (x.view(torch.int32) + noise) & -(1 << DROPPED_BITS)
-    return torch.where(x.isfinite(), bits.view(torch.float32), x)
+    bits = noise.add_(x.view(torch.int32)).bitwise_and_(-(1 << DROPPED_BITS))
+    return _where_finite(x, bits.view(torch.float32))
 
 
 def to_f16(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -28,13 +28,18 @@ def to_f16(x: Tensor, generator: torch.Generator) -> Tensor:
     steps = x / unit
     below = steps.floor()
     up = torch.rand(x.shape, generator=generator) < steps - below  # added up, they would lose what is on the grid
-    return torch.where(x.isfinite(), (below + up) * unit, x)
+    return _where_finite(x, (below + up) * unit)
 
 
 def jitter(x: Tensor, generator: torch.Generator) -> Tensor:
     """Move float32 by up to its last bit: what another order of summation may do to it."""
-    noise = torch.rand(x.shape, generator=generator) - 0.5
-    return x + x * (noise * 2.0**-23)
+    noise = torch.rand(x.shape, generator=generator).sub_(0.5)
+    return noise.mul_(2.0**-23).mul_(x).add_(x)
+
+
+def _where_finite(x: Tensor, rounded: Tensor) -> Tensor:
+    """What is not finite stays as it is; a finite sum tells in one pass that nothing is."""
+    return rounded if x.sum().isfinite() else torch.where(x.isfinite(), rounded, x)
 
 
 ROUNDED = {"bf16": to_bf16, "f16": to_f16, "f32": jitter}

@@ -85,14 +85,21 @@ def parameters(equation: Equation) -> tuple[str, ...]:
     return tuple(inspect.signature(equation).parameters)
 
 
+@cache
 def source(parameter: str) -> str:
     """The tensor that a parameter speaks of: "state_prev" -> "state", "kn_all" -> "kn"."""
     return parameter.removesuffix("_prev").removesuffix("_all")
 
 
+@cache
+def sources(equation: Equation) -> frozenset[str]:
+    """The tensors that an equation reads, at whichever token."""
+    return frozenset(map(source, parameters(equation)))
+
+
 def readers(name: str, equations: Mapping[str, Equation]) -> dict[str, Equation]:
     """The equations that read a tensor or its value at the token before; a tensor is no reader of its own."""
-    return {n: e for n, e in equations.items() if n != name and name in map(source, parameters(e))}
+    return {n: e for n, e in equations.items() if n != name and name in sources(e)}
 
 
 def _unchanged(weights: Scope) -> Scope:

@@ -60,7 +60,7 @@ def measured(
     """One run on the designed checkpoint."""
     earlier = settings.pop("earlier", None)
     model = settings.pop("model", "conformance")
-    job = make_job(model, subjects, suites, honest_runs=runs, threads=1, **settings)
+    job = make_job(model, subjects, suites, honest_runs=runs, **{"threads": 1, **settings})
     return run(job, QUIET, keep, earlier)
 
 
