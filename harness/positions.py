@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from backends.base import Session, Want
 from harness import statistics
@@ -20,10 +21,10 @@ from reports.record import Measurement, Observation
 CHUNK = 512
 """Tokens of one call on the way to a position."""
 
-STEPS = 4
-"""Tokens of one turn; the first is not counted, since it finds caches that others have filled."""
+STEPS = (3, 128)
+"""Tokens of one turn that count, at least and at most. One before them does not: it finds caches that others filled."""
 
-ROUNDS = 6
+ROUNDS = 24
 
 Blaming = Callable[[str], AbstractContextManager[None]]
 
@@ -43,7 +44,7 @@ def measure(
     for name, session in sessions.items() if where else ():
         progress(f"speed: cost by position, {name}")
         with blaming(name):
-            data = cost(session, context, where, plan.seconds)
+            data = cost(session, context, where, plan)
         yield Observation("speed", context.case.name, name, "latency", data)
         if len(where) > 1:
             span = f"from position {where[0]} to {where[-1]}"
@@ -51,30 +52,42 @@ def measure(
             yield Measurement("speed", context.case.name, name, "cost_growth", data["growth"], "", words)
 
 
-def cost(session: Session, context: Context, where: list[int], seconds: float) -> dict[str, Any]:
-    """Milliseconds at every position with intervals; the growth over all of them, and what it comes to."""
+def cost(session: Session, context: Context, where: list[int], plan: Plan) -> dict[str, Any]:
+    """Milliseconds at every position with intervals; the growth over all of them, and what it comes to.
+
+    A turn's sample is the median of its tokens. The growth is that of samples by their round's median, so that a
+    machine which slows down from round to round is no growth.
+    """
     states = dict(zip(map(str, where), _states(session, context, where), strict=True))
-    turns = {name: partial(_turn, session, state) for name, state in states.items()}
-    found = interleaved(turns, context.seed, partial(_enough, seconds))
-    ms = {name: [one for turn in turns for one in turn] for name, turns in found.items()}
-    middles = [statistics.median(ms[str(at)]) for at in where]
+    count = _steps(session, states[str(where[0])], plan.least)
+    turns = {name: partial(_turn, session, state, count) for name, state in states.items()}
+    found = interleaved(turns, context.seed, partial(_enough, plan.seconds))
+    tokens = np.array([found[str(at)] for at in where])  # position, round, token
+    ms = np.median(tokens, axis=-1)
+    middles = [statistics.median(each) for each in ms]
     data: dict[str, Any] = {
         "position": where,
         "ms": [middle.value for middle in middles],
         "low": [middle.low for middle in middles],
         "high": [middle.high for middle in middles],
-        "samples": [ms[str(at)] for at in where],
-        "percentiles": statistics.percentiles([one for each in ms.values() for one in each]),
+        "samples": ms.tolist(),
+        "tokens_a_sample": count,
+        "percentiles": statistics.percentiles(tokens.ravel()),
     }
-    return data | (_growth(where, data["samples"]) if len(where) > 1 else {})
+    return data | (_growth(where, ms / np.median(ms, axis=0)) if len(where) > 1 else {})
 
 
-def _growth(where: list[int], samples: list[list[float]]) -> dict[str, Any]:
-    """Slope over all samples, as a change over the whole span."""
-    at = [position for position, each in zip(where, samples, strict=True) for _ in each]
-    change = statistics.growth(at, [one for each in samples for one in each])
+def _growth(where: list[int], relative: npt.NDArray[np.float64]) -> dict[str, Any]:
+    """Slope over all samples (position, round), as a change over the whole span."""
+    at = np.broadcast_to(np.array(where)[:, None], relative.shape)
+    change = statistics.growth(at, relative)
     verdict = statistics.cost_verdict(change)
     return {"growth": change.value, "growth_low": change.low, "growth_high": change.high, "cost": verdict}
+
+
+def _steps(session: Session, state: Any, least: float) -> int:
+    """How many tokens a turn has to take to last so many seconds."""
+    return int(np.clip(np.ceil(least / min(step(session, state, STEPS[0] + 1)[1:])), *STEPS))
 
 
 def _states(session: Session, context: Context, where: list[int]) -> Iterator[Any]:
@@ -89,8 +102,8 @@ def _states(session: Session, context: Context, where: list[int]) -> Iterator[An
         yield handle
 
 
-def _turn(session: Session, state: Any) -> list[float]:
-    return [1e3 * one for one in step(session, state, STEPS)[1:]]
+def _turn(session: Session, state: Any, count: int) -> list[float]:
+    return [1e3 * one for one in step(session, state, count + 1)[1:]]
 
 
 def _enough(seconds: float, found: Mapping[str, list[list[float]]]) -> bool:
