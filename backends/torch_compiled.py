@@ -1,9 +1,10 @@
 """Backend `torch-compile`: RWKV-5, 6, 7 and 7a over the whole prompt at once, on a CPU or on CUDA.
 
 Written from the papers' formulas, apart from the reference. On a CPU, RWKV-7 in f32 and bf16 is one C program
-(`native`). Elsewhere torch computes: token shift and projections see every token of the prompt together, the
-recurrence runs in chunks of matrix products (`compiled.wkv`, `compiled.wkv_diagonal`), and a single token goes through
-a compiled step (`compiled.inductor`), which CUDA replays as one graph (`compiled.graph`).
+(`native`); on CUDA its recurrence and its single tokens are kernels in Triton (`compiled.kernels`). Elsewhere torch
+computes: token shift and projections see every token of the prompt together, the recurrence runs in chunks of matrix
+products (`compiled.wkv`, `compiled.wkv_diagonal`), and a single token goes through a compiled step
+(`compiled.inductor`). CUDA replays a step as one graph (`compiled.graph`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,9 +16,11 @@ import torch
 from torch import Tensor
 
 from backends.base import Ids, Info, Output, Sampler, Session, State, Want, greedy
+from backends.compiled.graph import Mailbox
 from backends.compiled.host import checked_device, device_name
-from backends.compiled.programs import Program, opened
+from backends.compiled.programs import Program, Steps, opened
 from backends.compiled.state import NetState, check_rows, exported, imported
+from backends.compiled.switches import Switches
 from backends.errors import BackendError
 from backends.weights import DTYPES, Weights
 
@@ -25,7 +28,11 @@ _DTYPES = ("f32", "bf16", "f16")
 _ABILITIES = frozenset({"logits-all", "state", "batch", "generate"})
 
 
-def open_torch_compiled(weights: Weights, *, device: str, dtype: str, threads: int) -> Session:
+AHEAD = {"cuda": 2, "cpu": 0}
+"""Tokens that a device computes while the host still waits for the oldest: a stop costs as many steps for nothing."""
+
+
+def open_torch_compiled(weights: Weights, *, device: str, dtype: str, threads: int, argument: str = "") -> Session:
     """Open a checkpoint of RWKV-5, 6, 7 or 7a.
 
     Args:
@@ -33,28 +40,29 @@ def open_torch_compiled(weights: Weights, *, device: str, dtype: str, threads: i
         device: "cpu", "cuda" or "cuda:N".
         dtype: "f32", "bf16" or "f16", of weights and activations; the state is float32.
         threads: CPU threads; 0 leaves torch's own choice.
+        argument: switches for CUDA, see `compiled.switches`.
 
     Raises:
         BackendError: the device cannot be used, or the number format is not served.
         InputError: the checkpoint lacks a tensor.
-        UsageError: `RWKV_NATIVE` asks for what does not exist here.
+        UsageError: `RWKV_NATIVE` asks for what does not exist here, or a switch is unknown.
     """
     if dtype not in _DTYPES:
         raise BackendError(f"torch-compile serves dtype {', '.join(_DTYPES)}, not {dtype!r}.")
     where = checked_device(device)
     if threads > 0:
         torch.set_num_threads(threads)
-    return _Compiled(weights, where, dtype)
+    return _Compiled(weights, where, dtype, Switches.of(argument))
 
 
 class _Compiled(Session):
     """The state handle is a tuple of `LayerState`; nothing writes to one that was handed out."""
 
-    def __init__(self, weights: Weights, device: torch.device, dtype: str) -> None:
+    def __init__(self, weights: Weights, device: torch.device, dtype: str, switches: Switches) -> None:
         from backends.tokenizer import for_model
 
         self._device = device
-        program = opened(weights, dtype, device)
+        program = opened(weights, dtype, device, switches)
         self._program: Program | None = program
         self.tokenizer = for_model(weights.facts)
         self.info = Info(
@@ -105,24 +113,37 @@ class _Compiled(Session):
             return
         ids = self._checked(tokens)
         stopped = np.zeros(len(ids), dtype=bool)
-        for _, new in zip(range(max_new_tokens), self._greedy(ids), strict=False):
-            stopped |= np.isin(new, stop)
-            if stopped.all():
-                return
+        for new in self._greedy(ids, max_new_tokens):
+            if stop:
+                stopped |= np.isin(new, stop)
+                if stopped.all():
+                    return
             yield new
 
-    def _greedy(self, tokens: Ids) -> Iterator[Ids]:
+    def _greedy(self, tokens: Ids, most: int) -> Iterator[Ids]:
+        if most < 1:
+            return
         with torch.no_grad():
             logits, state = self._run(torch.from_numpy(tokens).to(self._device), None, "last")
             assert logits is not None
             ids = logits[:, -1].argmax(dim=-1, keepdim=True)
         yield ids[:, 0].cpu().numpy()
+        if most < 2:
+            return
         with torch.no_grad():
             steps = self._opened.steps(ids, state)
             self._take_notes()
-        while True:
+        if ahead := AHEAD[self._device.type]:
+            yield from delivered(steps, Mailbox(len(ids), self._device, ahead), most - 1)
+            return
+        for _ in range(most - 1):
             steps.advance()
-            yield steps.ids[:, 0].cpu().numpy().copy()
+            yield steps.newest()
+
+    @property
+    def skipped_bytes(self) -> int:  # type: ignore[override]
+        """What the decode step left unread, on average of the tokens so far; 0 once closed."""
+        return self._program.skipped_bytes if self._program else 0
 
     def export_state(self, state: NetState) -> State:
         """Copies as float32, stacked over layers."""
@@ -141,3 +162,13 @@ class _Compiled(Session):
     def close(self) -> None:
         """Let go of the weights."""
         self._program = None
+
+
+def delivered(steps: Steps, box: Mailbox, count: int) -> Iterator[Ids]:
+    """So many tokens; the device is told to go on before the oldest has arrived."""
+    while count or box.waiting:
+        while count and box.room:
+            steps.advance()
+            box.post(steps.ids)
+            count -= 1
+        yield box.take()

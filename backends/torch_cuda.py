@@ -1,7 +1,9 @@
 """Backend `torch-cuda-bf16`: RWKV-7 as plain PyTorch on a GPU, written to be read.
 
-Every projection sees the whole prompt; the recurrence walks token by token. Weights and activations are in the format
-asked for; the decay, the learning rate, the keys' norm, the group norm and the state are float32 in every case.
+Every projection sees the whole prompt; the recurrence walks token by token over a state in place, and hands longer
+prompts to the operator of `compiled.recurrence`, whose chunks a GPU works on together. Weights and activations are in
+the format asked for; the decay, the learning rate, the keys' norm, the group norm and the state are float32 in every
+case.
 Shapes: x, h (B, T, C); heads (B, T, H, N); S (B, H, N, N) with rows = value channels.
 """
 
@@ -13,10 +15,15 @@ from torch import Tensor
 from torch.nn.functional import embedding, group_norm, layer_norm, normalize
 
 from backends.base import Ids, Info, Output, Session, State, Want
+from backends.compiled import recurrence
 from backends.compiled.host import checked_device, device_name
 from backends.compiled.state import LayerState, NetState, check_rows, exported, imported, zero_state
+from backends.compiled.wkv import Inputs
 from backends.errors import BackendError
 from backends.weights import DTYPES, Weights
+
+LONG = 64
+"""Tokens beyond which a prompt is no longer walked in Python, at some ten launches a token."""
 
 _ABILITIES = frozenset({"logits-all", "state", "batch", "generate"})
 
@@ -58,7 +65,7 @@ class _Eager(Session):
             device_name=device_name(device),
             dtype=dtype,
             threads=torch.get_num_threads(),
-            attention="token by token",
+            attention=f"token by token; in chunks beyond {LONG}",
             packages={"torch": torch.__version__},
             abilities=_ABILITIES | ({"tokenizer"} if self.tokenizer else set()),
         )
@@ -134,7 +141,7 @@ def time_mix(
     k = (xk @ z["att.key.weight"].T).float()
     v = (xv @ z["att.value.weight"].T).float()
     s = z["att.w0"].float() + (torch.tanh(xw @ z["att.w1"]) @ z["att.w2"]).float()
-    w = torch.exp(-math.exp(-0.5) * torch.sigmoid(s))
+    log_w = -math.exp(-0.5) * torch.sigmoid(s)
     a = torch.sigmoid(z["att.a0"].float() + (xa @ z["att.a1"] @ z["att.a2"]).float())
     g = torch.sigmoid(xg @ z["att.g1"]) @ z["att.g2"]
 
@@ -145,21 +152,23 @@ def time_mix(
     kk = normalize((k * z["att.k_k"].float()).view(heads), dim=-1, eps=1e-12)  # the key before a changes it
     k = k * (1 + (a - 1) * z["att.k_a"].float())
 
-    r, w, k, v_heads, a = (x.view(heads) for x in (r, w, k, v, a))
-    y, S = wkv(r, w, k, v_heads, kk, a, S)
+    r, log_w, k, v_heads, a = (x.view(heads) for x in (r, log_w, k, v, a))
+    inputs = Inputs(r, log_w, k, v_heads, kk, a)
+    y, S = wkv(inputs, S) if h.shape[1] <= LONG else recurrence.seven(inputs, S, exact=h.dtype == torch.float32)
     y = group_norm(y.flatten(0, 1).flatten(1), H, z["att.ln_x.weight"].float(), z["att.ln_x.bias"].float(), eps=64e-5)
     y = y.view(heads) + (r * k * z["att.r_k"].float()).sum(dim=-1, keepdim=True) * v_heads
     return (y.view(h.shape).to(h.dtype) * g) @ z["att.output.weight"].T, S, v_first
 
 
-def wkv(r: Tensor, w: Tensor, k: Tensor, v: Tensor, kk: Tensor, a: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
+def wkv(x: Inputs, S: Tensor) -> tuple[Tensor, Tensor]:
     """The recurrence, token by token: inputs (B, T, H, N) and S (B, H, N, N) -> y (B, T, H, N) and the new S."""
-    y = []
-    for t in range(r.shape[1]):
-        column, row = v[:, t, :, :, None], k[:, t, :, None, :]
-        removed = S @ kk[:, t, :, :, None]  # (B, H, N, 1), what S holds at the key
-        S = S * w[:, t, :, None, :] - removed * (kk * a)[:, t, :, None, :] + column * row
-        y.append((S @ r[:, t, :, :, None]).squeeze(-1))
+    w_all, b_all = x.log_w.exp(), x.kk * x.a
+    S, y = S.clone(), []  # a handle is never written to; what follows writes in place
+    for t in range(x.r.shape[1]):
+        r, w, k, kk, b = (z[:, t, :, None, :] for z in (x.r, w_all, x.k, x.kk, b_all))  # rows over the keys
+        removed = (S * kk).sum(dim=-1, keepdim=True)  # (B, H, N, 1), what S holds at the key
+        S.mul_(w).addcmul_(removed, b, value=-1).addcmul_(x.v[:, t, :, :, None], k)
+        y.append((S * r).sum(dim=-1))
     return torch.stack(y, dim=1), S
 
 

@@ -64,7 +64,8 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_every_option_that_is_documented_exists() -> None:
     plugin = (ROOT / "harness" / "pytest_plugin.py").read_text(encoding="utf-8")
-    others = {"--cov", "--benchmark-compare", "--pyargs", "--no-deps"}  # pytest's and pip's
+    timing = {"--columns", *(f"--benchmark-{end}" for end in ("only", "autosave", "compare", "compare-fail"))}
+    others = {"--cov", "--pyargs", "--no-deps", *timing}  # pytest's, pip's and pytest-benchmark's
     known = set(options.parser()._known()) | set(re.findall(r'"(--rwkv-[a-z]+)"', plugin)) | others
     for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", ALL)):
         assert option in known, option

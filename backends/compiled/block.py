@@ -116,7 +116,7 @@ def time_mix(h: Tensor, last: Tensor, S: Tensor, v_first: Tensor | None, p: Laye
     k = k * (1 + (a - 1) * p.k_a)
 
     inputs = Inputs(r, log_w, k, v, kk, a).map(lambda z: z.view(B, T, H, N))
-    y, S = recurrence.seven(inputs, S)
+    y, S = recurrence.seven(inputs, S, exact=h.dtype == torch.float32)
     y = group_norm(y, p.ln_x_weight, p.ln_x_bias)
     bonus = (inputs.r * inputs.k * p.r_k).sum(-1, keepdim=True) * inputs.v
     y = (y + bonus.view(B, T, C)) * g

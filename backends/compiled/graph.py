@@ -1,13 +1,71 @@
 """Greedy decode with every buffer at a fixed address, so that CUDA can replay a step as one graph."""
 
+import weakref
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from backends.base import Ids
 from backends.compiled.net import Net
 from backends.compiled.state import LayerState, NetState
 
 _WARM_UP = 3
-"""Steps before the capture: libraries allocate their workspaces in the first ones."""
+"""Steps before the capture: libraries allocate their workspaces in the first ones, kernels are compiled."""
+
+
+class Buffers(Protocol):
+    """What a step works on, at fixed addresses.
+
+    Attributes:
+        ids: (B, 1) int64.
+    """
+
+    ids: Tensor
+
+    def load(self, ids: Tensor, state: NetState) -> None:
+        """Begin anew, behind a state that is left as it is."""
+
+
+Made = tuple[Buffers, Callable[[], None]]
+"""Buffers, and what takes a step over them."""
+
+
+class Lease:
+    """Buffers that somebody has for as long as the lease is held; then the next one may have them."""
+
+    def __init__(self, made: Made, give_back: Callable[[], None]) -> None:
+        self.buffers, self._advance = made
+        self.ids = self.buffers.ids
+        weakref.finalize(self, give_back)
+
+    def advance(self) -> None:
+        """Feed `ids`; afterwards `ids` is the greedy continuation."""
+        self._advance()
+
+    def newest(self) -> Ids:
+        """A copy of `ids` on the host, (B,)."""
+        return np.array(self.ids[:, 0].cpu().numpy())
+
+
+class Pool:
+    """Buffers by batch size, and the graph over them: made once, never used by two at once.
+
+    Attributes:
+        idle: batch size -> those that nobody has.
+    """
+
+    def __init__(self) -> None:
+        self.idle: dict[int, list[Made]] = {}
+
+    def lease(self, ids: Tensor, state: NetState, make: Callable[[], Made]) -> Lease:
+        """Buffers that hold a state and the tokens (B, 1) to feed next."""
+        idle = self.idle.setdefault(len(ids), [])
+        made = idle.pop() if idle else make()
+        made[0].load(ids, state)
+        return Lease(made, lambda: idle.append(made))
 
 
 class GreedySteps:
@@ -20,18 +78,21 @@ class GreedySteps:
         state: the state before `ids`; overwritten by `advance`.
     """
 
-    def __init__(self, net: Net, ids: Tensor, state: NetState) -> None:
+    def __init__(self, net: Net, ids: Tensor, state: NetState, graph: bool = True) -> None:
         self._net = net
         self.ids = ids.clone()
         self.state = tuple(LayerState(*(part.clone() for part in layer)) for layer in state)
-        self._graph = self._captured(ids, state) if ids.is_cuda else None
+        self._advance = replayed(self._step, ids.device, graph)
+        self.load(ids, state)  # a warm-up has moved both on
+
+    def load(self, ids: Tensor, state: NetState) -> None:
+        """Begin anew, behind a state that is left as it is."""
+        self.ids.copy_(ids)
+        self._write(state)
 
     def advance(self) -> None:
         """Feed `ids`; afterwards `ids` holds the greedy continuation and `state` what came before it."""
-        if self._graph is None:
-            self._step()
-        else:
-            self._graph.replay()
+        self._advance()
 
     @torch.no_grad()
     def _step(self) -> None:
@@ -45,16 +106,69 @@ class GreedySteps:
             for buffer, part in zip(mine, new, strict=True):
                 buffer.copy_(part)
 
-    def _captured(self, ids: Tensor, state: NetState) -> torch.cuda.CUDAGraph:  # pragma: no cover - needs a GPU
-        side = torch.cuda.Stream(ids.device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(ids.device))
+
+def replayed(step: Callable[[], None], device: torch.device, graph: bool) -> Callable[[], None]:
+    """A step over fixed buffers as one CUDA graph; the step itself where there are none or none is wanted.
+
+    Buffers are left as a few steps leave them.
+    """
+    return _captured(step, device) if graph and device.type == "cuda" else step
+
+
+def _captured(step: Callable[[], None], device: torch.device) -> Callable[[], None]:  # pragma: no cover - needs a GPU
+    with torch.cuda.device(device):
+        side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
             for _ in range(_WARM_UP):
-                self._step()
-        torch.cuda.current_stream(ids.device).wait_stream(side)
+                step()
+        torch.cuda.current_stream(device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self._step()
-        self.ids.copy_(ids)  # the warm-up has moved both on
-        self._write(state)
-        return graph
+            step()
+    done: Callable[[], None] = graph.replay
+    return done
+
+
+class Mailbox:
+    """Tokens on their way from the device to the host, in order: the next step need not wait for them.
+
+    Args:
+        B: rows.
+        device: where they come from.
+        ahead: how many may be under way while the oldest is waited for.
+    """
+
+    def __init__(self, B: int, device: torch.device, ahead: int) -> None:
+        self._cuda = device.type == "cuda"
+        self._slots = [torch.empty(B, dtype=torch.int64, pin_memory=self._cuda) for _ in range(ahead + 1)]
+        self._events = [torch.cuda.Event() for _ in self._slots] if self._cuda else []  # type: ignore[no-untyped-call]
+        self._posted = self._taken = 0
+
+    @property
+    def waiting(self) -> int:
+        """Posted and not taken."""
+        return self._posted - self._taken
+
+    @property
+    def room(self) -> bool:
+        """Whether one more may be posted."""
+        return self.waiting < len(self._slots)
+
+    def post(self, ids: Tensor) -> None:
+        """Send (B, 1) off; the tensor may be overwritten by what the device does next."""
+        assert self.room
+        place = self._posted % len(self._slots)
+        self._slots[place].copy_(ids[:, 0], non_blocking=self._cuda)
+        if self._cuda:
+            self._events[place].record(torch.cuda.current_stream(ids.device))
+        self._posted += 1
+
+    def take(self) -> Ids:
+        """The oldest that was not taken, (B,); waits until it is there."""
+        assert self.waiting
+        place = self._taken % len(self._slots)
+        if self._cuda:
+            self._events[place].synchronize()
+        self._taken += 1
+        return np.array(self._slots[place].numpy())

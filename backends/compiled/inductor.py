@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backends.compiled.net import Net
+from backends.compiled.net import Block, Net
+from backends.compiled.parts import Across
 from backends.compiled.state import NetState
 
 
@@ -42,30 +43,38 @@ def obstacle(device: torch.device) -> str:
 class Stepper:
     """Chooses the program for one forward: compiled for a single token, plain for everything else.
 
+    With `prompts` it is the other way round: prompts are compiled, once for all lengths, and single tokens have another
+    program. That needs a recurrence that the compiler can pass through as a call.
+
     Attributes:
         net: the plain program.
         note: how single tokens are computed, for `Info.notes`.
     """
 
-    def __init__(self, net: Net, device: torch.device) -> None:
+    def __init__(self, net: Net, device: torch.device, prompts: bool = False) -> None:
         self.net = net
+        self._prompts = prompts
         self._any_batch = device.type == "cuda"
         self._compiled: dict[int, Net] = {}
         reason = "the state of this version grows with every token" if net.grows else obstacle(device)
         self._enabled = not reason
-        self.note = f"runs uncompiled: {reason}" if reason else "decode step compiled by inductor at first use"
+        what = "prompts" if prompts else "decode step"
+        self.note = f"runs uncompiled: {reason}" if reason else f"{what} compiled by inductor at first use"
 
     def net_for(self, ids: Tensor, state: NetState) -> Net:
         """The program for tokens (B, T), compiled now if this is the first time."""
         B, T = ids.shape
-        if not self._enabled or T > 1 or (B > 1 and not self._any_batch):
+        if not self._enabled or (T > 1) != self._prompts or (B > 1 and not self._any_batch):
             return self.net
         if B not in self._compiled:
             self._compiled[B] = self._compile(ids, state)
         return self._compiled[B]
 
     def _compile(self, ids: Tensor, state: NetState) -> Net:
-        net = replace(self.net, block=_compiled(self.net.block), read_out=_compiled(self.net.read_out))
+        block = _for_any_length(self.net.block) if self._prompts else _compiled(self.net.block)
+        net = replace(
+            self.net, block=block, read_out=self.net.read_out if self._prompts else _compiled(self.net.read_out)
+        )
         try:
             with _quiet():
                 net.run(ids, state, "last")
@@ -76,8 +85,22 @@ class Stepper:
         return net
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function compiled for exactly the shapes it is called with.
+def _for_any_length(block: Block) -> Block:
+    """A layer compiled once for prompts of every length."""
+    done = _compiled(block, dynamic=None)
+
+    def marked(x: Tensor, across: Across, state: Any, p: Any) -> tuple[Tensor, Across, Any]:
+        for z in (x, *across):
+            if z is not None:
+                torch._dynamo.maybe_mark_dynamic(z, 1)
+        after: tuple[Tensor, Across, Any] = done(x, across, state, p)
+        return after
+
+    return marked
+
+
+def _compiled(function: Callable[..., Any], dynamic: bool | None = False) -> Callable[..., Any]:
+    """The function compiled for exactly the shapes it is called with, or with `dynamic` None for those it is told.
 
     The compiler keeps its results per code object and gives up after eight sets of shapes. Each session
     therefore compiles a copy, so that many sessions in one process do not count against one another.
@@ -85,7 +108,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     copy = types.FunctionType(
         function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__
     )
-    done: Callable[..., Any] = torch.compile(copy, dynamic=False, fullgraph=True)
+    done: Callable[..., Any] = torch.compile(copy, dynamic=dynamic, fullgraph=True)
     return done
 
 

@@ -1,7 +1,7 @@
 """The stack of layers: weights from a checkpoint, tokens to logits and states."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,8 +22,8 @@ Block = Callable[[Tensor, Across, Any, Any], tuple[Tensor, Across, Any]]
 Start = Callable[[LayerState, Any], Any]
 """Makes the state before the first token out of zeros and a layer's weights."""
 
-SEGMENT = 2048
-"""Tokens that walk through the layers together: bounds the memory that a long prompt takes."""
+SEGMENT, CUDA_SEGMENT = 2048, 8192
+"""Tokens of a row, on CUDA of all rows, that walk through the layers together: bounds what a long prompt takes."""
 
 
 class Ends(NamedTuple):
@@ -38,8 +38,9 @@ class Ends(NamedTuple):
 
 
 def embed(ids: Tensor, ends: Ends) -> Tensor:
-    """Ids (B, T) -> residual stream (B, T, C)."""
-    return norm(functional.embedding(ids, ends.emb), ends.ln0_weight, ends.ln0_bias)
+    """Ids (B, T) -> residual stream (B, T, C). The table may lie in the host's memory."""
+    rows = functional.embedding(ids.to(ends.emb.device), ends.emb).to(ids.device)
+    return norm(rows, ends.ln0_weight, ends.ln0_bias)
 
 
 def read_out(x: Tensor, ends: Ends) -> Tensor:
@@ -70,18 +71,22 @@ class Net:
         """Whether the state is larger after every token."""
         return self.began is dea.start
 
+    def with_ends(self, ends: Ends) -> "Net":
+        """The same layers between other ends."""
+        return replace(self, ends=ends)
+
     def start(self, facts: ModelFacts, B: int) -> NetState:
         """The state before the first token, for B rows."""
-        zeros = zero_state(facts, B, self.dtype, self.ends.emb.device)
+        zeros = zero_state(facts, B, self.dtype, self.ends.head.device)
         return tuple(map(self.began, zeros, self.layers))
 
     def resume(self, plain: tuple[LayerState, ...], state: State) -> NetState:
         """The handle that continues from a state in the agreed layout, whose common part is `plain`."""
         if not self.grows:
             return plain
-        ids = torch.from_numpy(state.extra["tokens"][0].astype(np.int64)).to(self.ends.emb.device)
+        ids = torch.from_numpy(state.extra["tokens"][0].astype(np.int64)).to(self.ends.head.device)
         across = Across(ids, embed(ids, self.ends))
-        parts = zip(*(torch.from_numpy(state.extra[name]).to(self.ends.emb) for name in GROWN), strict=True)
+        parts = zip(*(torch.from_numpy(state.extra[name]).to(self.ends.head) for name in GROWN), strict=True)
         layers = zip(plain, parts, self.layers, strict=True)
         return tuple(dea.recalled(before, across, own, p) for before, own, p in layers)
 
@@ -107,7 +112,8 @@ class Net:
         """
         parts = []
         x = torch.empty(0)
-        for segment in torch.split(ids, SEGMENT, dim=1):
+        size = max(1, CUDA_SEGMENT // len(ids)) if ids.is_cuda else SEGMENT
+        for segment in torch.split(ids, size, dim=1):
             x, state = self.stream(segment, state)
             if logits == "all":
                 parts.append(self.read_out(x, self.ends))
@@ -143,11 +149,21 @@ def attention(version: str) -> str:
     return VERSIONS[version].attention
 
 
-def load(weights: Weights, dtype: str, device: str) -> Net:
-    """Read a checkpoint's weights in the number format and onto the device asked for."""
+def load(
+    weights: Weights, dtype: str, device: str, change: Callable[[Any], Any] = lambda p: p, host_table: bool = False
+) -> Net:
+    """Read a checkpoint's weights in the number format and onto the device asked for.
+
+    Args:
+        weights: the checkpoint.
+        dtype: short name of the number format.
+        device: where they shall lie.
+        change: of every layer, as soon as it was read.
+        host_table: whether the embedding table stays in the host's memory, where CUDA's kernels can read it.
+    """
     get = Reader(weights, dtype, device)
     ends = Ends(
-        get("emb.weight"),
+        _on_host(weights.get("emb.weight", dtype), device) if host_table else get("emb.weight"),
         get("blocks.0.ln0.weight"),
         get("blocks.0.ln0.bias"),
         get("ln_out.weight"),
@@ -155,5 +171,10 @@ def load(weights: Weights, dtype: str, device: str) -> Net:
         get("head.weight"),
     )
     version = VERSIONS[weights.facts.version]
-    layers = tuple(version.read(get, i) for i in range(weights.facts.n_layer))
+    layers = tuple(change(version.read(get, i)) for i in range(weights.facts.n_layer))
     return Net(ends, layers, DTYPES[dtype], version.block, version.start)
+
+
+def _on_host(table: Tensor, device: str) -> Tensor:
+    table = table.contiguous()
+    return table.pin_memory() if device.startswith("cuda") else table

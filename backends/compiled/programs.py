@@ -5,11 +5,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from backends.base import ModelFacts, State
-from backends.compiled.graph import GreedySteps
+from backends.base import Ids, ModelFacts, State
+from backends.compiled import kernels, triton_ops
+from backends.compiled.graph import GreedySteps, Made, Pool
 from backends.compiled.inductor import Stepper
 from backends.compiled.net import attention, load
 from backends.compiled.state import LayerState, NetState
+from backends.compiled.switches import Switches
 from backends.native import ops
 from backends.native.build import NoProgramError
 from backends.native.model import NativeNet, NativeSteps, obstacle
@@ -23,6 +25,9 @@ class Steps(Protocol):
 
     def advance(self) -> None:
         """One step."""
+
+    def newest(self) -> Ids:
+        """A copy of `ids` on the host, (B,)."""
 
 
 class Program(Protocol):
@@ -40,6 +45,10 @@ class Program(Protocol):
     def notes(self) -> tuple[str, ...]:
         """What a reader should know of it; may change while it runs."""
 
+    @property
+    def skipped_bytes(self) -> int:
+        """Bytes of weights that a decoded token was spared on average."""
+
     def start(self, facts: ModelFacts, B: int) -> NetState:
         """The state before the first token."""
 
@@ -55,6 +64,8 @@ class Program(Protocol):
 
 class Native(NativeNet):
     """The C program, described."""
+
+    skipped_bytes = 0
 
     @property
     def attention(self) -> str:
@@ -74,12 +85,22 @@ class Native(NativeNet):
 class Layers:
     """The layers in torch, single tokens compiled."""
 
-    def __init__(self, weights: Weights, dtype: str, device: torch.device, why: str) -> None:
-        self._stepper = Stepper(load(weights, dtype, str(device)), device)
+    skipped_bytes = 0
+
+    def __init__(self, weights: Weights, dtype: str, device: torch.device, why: str, switches: Switches) -> None:
+        net = load(weights, dtype, str(device), host_table=switches.embedding and device.type == "cuda")
+        self._stepper, self._switches, self._pool = Stepper(net, device), switches, Pool()
         scans = device.type == "cpu" and ops.ready()
-        self._why = (f"{'only the recurrence is in C' if scans else 'no C program'}: {why}",) if why else ()
+        instead = (
+            "only the recurrence is in C" if scans else "no C program" if device.type == "cpu" else "no Triton step"
+        )
+        self._why = (f"{instead}: {why}",) if why else ()
         chunks, comma, more = attention(weights.facts.version).partition(",")
-        self.attention = (f"WKV-{weights.facts.version[0]} token by token in C" if scans else chunks) + comma + more
+        if scans:
+            chunks = f"WKV-{weights.facts.version[0]} token by token in C"
+        elif _in_triton(weights.facts, device, switches):
+            chunks = "WKV-7 in Triton (chunks of 32)"
+        self.attention = chunks + comma + more
         self.start, self.resume = self._stepper.net.start, self._stepper.net.resume
 
     @property
@@ -98,19 +119,35 @@ class Layers:
 
     def steps(self, ids: Tensor, state: NetState) -> Steps:
         """Begin to decode."""
-        return GreedySteps(self._stepper.net_for(ids, state), ids, state)
+        graph = self._switches.graph and not self._switches.embedding  # the host looks up rows of its table
+
+        def made() -> Made:
+            steps = GreedySteps(self._stepper.net_for(ids, state), ids, state, graph)
+            return steps, steps.advance
+
+        return self._pool.lease(ids, state, made)
 
 
-def opened(weights: Weights, dtype: str, device: torch.device) -> Program:
+def _in_triton(facts: ModelFacts, device: torch.device, switches: Switches) -> bool:
+    """Whether the layers hand their recurrence to Triton."""
+    known = facts.version in ("7", "7a", "7b") and facts.head_size in triton_ops.HEADS
+    return known and not triton_ops.obstacle(device, switches)
+
+
+def opened(weights: Weights, dtype: str, device: torch.device, switches: Switches) -> Program:
     """The program for a checkpoint.
 
     Raises:
         UsageError: `RWKV_NATIVE` asks for what does not exist here.
     """
-    why = obstacle(weights.facts, dtype) if device.type == "cpu" else ""
-    if device.type == "cpu" and not why:
+    why = kernels.obstacle(weights.facts, device, switches)
+    if not why:
+        return kernels.Kernels(weights, dtype, device, switches)
+    if device.type == "cpu":
+        why = obstacle(weights.facts, dtype)
         try:
-            return Native(weights, dtype, torch.get_num_threads())
+            if not why:
+                return Native(weights, dtype, torch.get_num_threads())
         except NoProgramError as error:
             why = str(error)
-    return Layers(weights, dtype, device, why)
+    return Layers(weights, dtype, device, why, switches)

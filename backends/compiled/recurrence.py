@@ -1,4 +1,4 @@
-"""Which program evaluates a recurrence: the C scan where it serves, else chunks of matrix products.
+"""Which program evaluates a recurrence: Triton or the C scan where they serve, else chunks of matrix products.
 
 A single token under torch's compiler stays in torch, which fuses it with what stands around it.
 """
@@ -6,13 +6,18 @@ A single token under torch's compiler stays in torch, which fuses it with what s
 import torch
 from torch import Tensor
 
-from backends.compiled import wkv, wkv_diagonal
+from backends.compiled import triton_ops, wkv, wkv_diagonal
 from backends.native import ops
 
 
-def seven(x: wkv.Inputs, S: Tensor) -> tuple[Tensor, Tensor]:
-    """RWKV-7; see `wkv.wkv`."""
-    if _fused(x.r) or not ops.serves(S):
+def seven(x: wkv.Inputs, S: Tensor, exact: bool = True) -> tuple[Tensor, Tensor]:
+    """RWKV-7; see `wkv.wkv`. Unless `exact`, products may keep 21 bits of their factors."""
+    if _fused(x.r):
+        return wkv.wkv(x, S)
+    if triton_ops.serves(S):
+        y, after = triton_ops.wkv7(*x, S, exact)
+        return y, after
+    if not ops.serves(S):
         return wkv.wkv(x, S)
     y, after = ops.wkv7(x.r, x.log_w.exp(), x.k, x.v, x.kk, x.kk * x.a, S)
     return y, after

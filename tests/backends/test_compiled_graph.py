@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from backends.base import Session, greedy
+from backends import torch_compiled
+from backends.base import Ids, Session, greedy
 from backends.compiled import net
-from backends.compiled.graph import GreedySteps
+from backends.compiled.graph import GreedySteps, Mailbox, replayed
 from tests.backends.feeding import ALL, foreign_greedy, ids_for, logits_of, opened, small_model
 from tests.backends.random_model import as_weights
 
@@ -58,3 +59,54 @@ def test_greedy_steps_own_their_buffers() -> None:
     assert ids.item() == 4
     for mine, theirs in zip(session.export_state(handle).parts().values(), before.parts().values(), strict=True):
         assert np.array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 5])
+def test_tokens_on_their_way_change_nothing(small: Session, ahead: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = ids_for(10).reshape(2, 5)
+    plain = np.stack(list(small.generate(prompt, None, 9)))
+    monkeypatch.setattr(torch_compiled, "AHEAD", {"cpu": ahead})
+    assert np.array_equal(np.stack(list(small.generate(prompt, None, 9))), plain)
+    assert [len(list(small.generate(prompt, None, count))) for count in (0, 1, 2)] == [0, 1, 2]
+    stop = [int(plain[3, 0]), int(plain[6, 1])]
+    monkeypatch.setattr(torch_compiled, "AHEAD", {"cpu": 0})
+    expected = list(small.generate(prompt, None, 9, stop))
+    monkeypatch.setattr(torch_compiled, "AHEAD", {"cpu": ahead})
+    assert np.array_equal(np.stack(list(small.generate(prompt, None, 9, stop))), np.stack(expected))
+
+
+def test_the_device_is_never_further_ahead_than_it_may_be() -> None:
+    class Counting:
+        ids = torch.zeros(1, 1, dtype=torch.int64)
+
+        def advance(self) -> None:
+            self.ids += 1
+
+        def newest(self) -> Ids:
+            raise AssertionError
+
+    steps = Counting()
+    for at, new in enumerate(torch_compiled.delivered(steps, Mailbox(1, torch.device("cpu"), 2), 6), start=1):
+        assert new == at
+        assert steps.ids.item() == min(at + 2, 6)
+    assert at == 6
+
+
+def test_the_mailbox_keeps_order_and_gives_copies() -> None:
+    box, ids = Mailbox(2, torch.device("cpu"), 1), torch.zeros(2, 1, dtype=torch.int64)
+    got = []
+    for at in range(6):
+        box.post(ids.fill_(at))
+        if not box.room:
+            got.append(box.take())
+    got.append(box.take())
+    assert box.waiting == 0
+    assert [list(new) for new in got] == [[at, at] for at in range(6)]
+
+
+def test_without_cuda_or_when_switched_off_a_step_is_itself() -> None:
+    def step() -> None:
+        raise AssertionError
+
+    assert replayed(step, torch.device("cpu"), graph=True) is step
+    assert replayed(step, torch.device("cuda"), graph=False) is step

@@ -40,7 +40,7 @@ def test_what_is_left_open_takes_the_general_options_where_they_fit() -> None:
         ("nothing-like-it", "Known: "),
         ("torch-cpu-f32@bf16", "serves dtype f32, not bf16"),
         ("torch-cpu-f32@cuda", "serves device cpu, not cuda"),
-        ("torch-compile:x", "takes no argument"),
+        ("torch-cpu-f32:x", "takes no argument"),
     ],
 )
 def test_a_wrong_subject_is_a_usage_error_in_words(text: str, words: str) -> None:
