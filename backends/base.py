@@ -230,6 +230,8 @@ class Session(ABC):
     """Whether the time that a call takes says anything about the backend; it does not where answers were recorded."""
     skipped_bytes: int = 0
     """Bytes of weights that a decoded token was spared on average, where a kernel skips rows that would meet zeros."""
+    shares_batch: bool = True
+    """Whether the rows of a batch share the work; where they are fed one after another, batches are not timed."""
     own_file: str = ""
     """Why its weights are not the checkpoint's in its number format, so that their bytes are unknown; in words."""
 

@@ -58,7 +58,7 @@ def main() -> None:
         llama = llama_timer(options.llama, weights, options.dtype, options.threads, Path(folder))
         probe = MemoryProbe(options.threads)
         for B in options.batch:
-            able = {name: s for name, s in sessions.items() if B == 1 or "batch" in s.info.abilities}
+            able = {name: s for name, s in sessions.items() if B == 1 or s.shares_batch}
             subjects = {name: decode(s, B, options.steps) for name, s in able.items()}
             subjects |= llama(f"decode {B} {options.steps}")
             samples = interleaved(subjects, probe, options.seconds)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from backends.base import Ids, Session
-from harness import energy, memory, positions, statistics
+from harness import energy, memory, opening, positions, statistics
 from harness.cells import ENOUGH, Cell, Plan, Sample, interleaved, repeated, sample, warm_up
 from harness.limits import Limits, Rates
 from harness.measures.base import Context
@@ -89,7 +89,7 @@ def measure(
     working: dict[str, dict[str, int]] = {}
     trusted = True
     for cell in plan.cells():
-        able = {name: s for name, s in sessions.items() if cell.batch == 1 or "batch" in s.info.abilities}
+        able = {name: s for name, s in sessions.items() if cell.batch == 1 or opening.batches(s)}
         progress(f"speed: {cell.what}, {cell.tokens} tokens, batch {cell.batch}, {len(able)} subjects")
         if able:
             race = run(cell, able, context, plan, limits, working)

@@ -62,10 +62,16 @@ def rows(case: str, name: str, session: Session, data: dict[str, Any]) -> Iterat
     found = {**data, "state_bytes": session.export_state(state).nbytes, "energy": counter}
     trip = session.round_trip()
     found |= {} if trip is None else {"round_trip_ms": 1e3 * trip}
+    found |= {} if batches(session) else {"single_rows": True}
     yield Observation("speed", case, name, "opening", found)
     for key, measure, unit in _NUMBERS:
         if key in found:
             yield Measurement("speed", case, name, measure, float(found[key]), unit)
+
+
+def batches(session: Session) -> bool:
+    """Whether the rows of a batch are worth timing: whether they share the work."""
+    return "batch" in session.info.abilities and session.shares_batch
 
 
 _NUMBERS = (

@@ -72,6 +72,11 @@ class ProcessSession(Session):
         assert self._hello is not None
         return self._hello
 
+    @property
+    def shares_batch(self) -> bool:  # type: ignore[override]
+        """Whether the program takes batches; else rows are fed one after another."""
+        return "batch" in self.hello.abilities
+
     def _greet(self, ask: Ask) -> None:
         """Bring a fresh program to the point where it takes calls."""
         with self.blamed("hello"):

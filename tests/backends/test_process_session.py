@@ -105,6 +105,7 @@ def test_hello_load_and_forward_are_enough(opened: Opened, truth: Session) -> No
     session = opened("")
     assert session.info.abilities == {"batch", "generate"}
     assert session.info.notes == (ROW_BY_ROW, ONCE_MORE)
+    assert not session.shares_batch
     assert session.tokenizer is None
     np.testing.assert_allclose(logits(session.forward(TOKENS)), logits(truth.forward(TOKENS)), atol=1e-4)
     rows = np.array([TOKENS, TOKENS[::-1]])

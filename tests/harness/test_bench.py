@@ -428,6 +428,10 @@ def test_who_cannot_batch_is_left_out_of_batches(clock: Clock) -> None:
     assert {m.subject for m in measurements if "_B2_" in m.name} == {"b"}
     measurements, _ = rows({"a": alone}, batches=[2])
     assert {m.name for m in measurements} == {"cost_growth"}
+    in_turn = clock.session("a", 1e-3)
+    in_turn.shares_batch = False  # takes batches, but row by row
+    measurements, _ = rows({"a": in_turn, "b": clock.session("b", 1e-3)}, batches=[1, 2])
+    assert {m.subject for m in measurements if "_B2_" in m.name} == {"b"}
 
 
 def test_prompts_of_many_rows_are_left_out_beyond_a_size() -> None:

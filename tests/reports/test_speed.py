@@ -110,6 +110,16 @@ def test_why_there_is_no_limit_is_told_once() -> None:
     assert f"{F32} (prefill), {F32} (decode), {BF16} (prefill) and {BF16} (decode)" in text
 
 
+def test_who_shares_no_batch_is_told_where_batches_were_timed() -> None:
+    alone = with_data("opening", single_rows=True)
+    assert "its single rows" not in said(alone)
+    many = replace(alone, observations=tuple(
+        replace(seen, data=seen.data | {"batch": 4}) if seen.kind == "samples" and seen.subject == BF16 else seen
+        for seen in alone.observations
+    ))  # fmt: skip
+    assert f"{F32} takes the rows of a batch one after another, if at all: only single rows are timed." in said(many)
+
+
 def test_other_processes_and_energy_are_told() -> None:
     text = said(sample.record())
     assert f"{F32} answers from another process: an empty call takes 0.210 ms, part of every figure." in text
