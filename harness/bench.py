@@ -177,7 +177,8 @@ def _probes(sessions: Mapping[str, Session], limits: Limits) -> dict[str, Callab
 def _enough(plan: Plan, subjects: tuple[str, ...], again: str, found: Mapping[str, list[Any]]) -> bool:
     """Whether the rounds end: all done and the control equal to itself, or time and patience used up."""
     rounds = len(found[subjects[0]])
-    if rounds >= ENOUGH and max(sum(one.seconds for one in found[name]) for name in subjects) > plan.seconds:
+    longest = max(sum(one.seconds for one in found[name]) for name in subjects)
+    if not plan.patient and rounds >= ENOUGH and longest > plan.seconds:
         return True
     if rounds < plan.rounds:
         return False

@@ -68,6 +68,7 @@ class Plan:
         longer: a cell goes on for so many times its rounds while the same thing timed twice does not read equivalent.
         least: seconds; what takes less is repeated within one sample, so that no moment's disturbance decides it.
         seconds: a cell stops early once a subject has used so many and has enough rounds.
+        patient: whether all rounds are made however long they take.
         control: in which kinds of cells the first subject is timed twice.
         probe: whether the machine's limits are probed in between.
         most: tokens of a prompt, all rows together, beyond which only a single row is timed; 0 is no limit.
@@ -81,6 +82,7 @@ class Plan:
     longer: int = 1
     least: float = 0.002
     seconds: float = 4.0
+    patient: bool = False
     control: tuple[str, ...] = ("decode",)
     probe: bool = False
     most: int = 0

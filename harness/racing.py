@@ -40,7 +40,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--prefill", default="", metavar="T,T", help="lengths of prompts (default: 16,128,512)")
     p.add_argument("--batch", default="", metavar="B,B", help="rows (default: 1)")
     p.add_argument("--position", default="", metavar="P,P", help="where one more token is timed (default: 0,512,1024)")
-    p.add_argument("--rounds", default="", metavar="N", help="of every cell (default: 24, up to 72 on a noisy machine)")
+    p.add_argument("--rounds", default="", metavar="N", help="of every cell (default: 24, fewer of the slow)")
     p.add_argument("--full", action="store_true", help="prefill 1 to 4096, batch 1 to 64, positions up to 100,000")
     p.add_argument("--baseline", default="", metavar="FILE", help="an earlier record; exit 1 on what has become slower")
 
@@ -57,7 +57,7 @@ def asked(options: argparse.Namespace) -> dict[str, Any]:
         if typed:
             found[key] = sorted({_whole(part, f"--{name}", least) for part in typed.split(",")})
     if options.rounds:
-        found["rounds"] = _whole(options.rounds, "--rounds", 1)
+        found |= {"rounds": _whole(options.rounds, "--rounds", 1), "patient": True}
     return found
 
 

@@ -66,7 +66,9 @@ def test_every_option_that_is_documented_exists() -> None:
     plugin = (ROOT / "harness" / "pytest_plugin.py").read_text(encoding="utf-8")
     timing = {"--columns", *(f"--benchmark-{end}" for end in ("only", "autosave", "compare", "compare-fail"))}
     others = {"--cov", "--pyargs", "--no-deps", *timing}  # pytest's, pip's and pytest-benchmark's
+    scripts = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "benchmarks").glob("*.py"))
     known = set(options.parser()._known()) | set(re.findall(r'"(--rwkv-[a-z]+)"', plugin)) | others
+    known |= set(re.findall(r'add_argument\("(--[a-z-]+)"', scripts))
     for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", ALL)):
         assert option in known, option
 

@@ -201,6 +201,12 @@ def test_a_against_a_never_claims_a_difference(clock: Clock, noise: float) -> No
     assert set(verdicts) <= {"equivalent", "inconclusive"}
 
 
+@pytest.mark.parametrize(("patient", "rounds"), [(False, 5), (True, 9)])
+def test_rounds_that_were_asked_for_are_made_however_long_they_take(clock: Clock, patient: bool, rounds: int) -> None:
+    done = race({"a": clock.session("a", 1.0)}, rounds=9, patient=patient)
+    assert len(done.samples["a"]) == rounds
+
+
 def test_drift_of_the_machine_cancels(clock: Clock) -> None:
     """A machine that gets slower during the run; subjects timed one after the other would differ by it."""
 

@@ -40,7 +40,7 @@ def test_a_full_bench_times_everything() -> None:
 def test_lists_replace_what_is_usual() -> None:
     found = racing.asked(typed("--prefill", "128,1", "--batch", "4,1,4", "--position", "0,10000", "--rounds", "5"))
     assert (found["prefill"], found["batches"], found["positions"]) == ([1, 128], [1, 4], [0, 10000])
-    assert found["rounds"] == 5
+    assert (found["rounds"], found["patient"]) == (5, True)
     assert racing.asked(typed("--full", "--batch", "2"))["batches"] == [2]
 
 
