@@ -70,7 +70,7 @@ def sentences(record: Record) -> Iterator[str]:
         if number_of(seen.data.get("round_trip_ms")) is not None:
             trip = num(seen.data["round_trip_ms"])
             yield f"{seen.subject} answers from another process: an empty call takes {trip} ms, part of every figure."
-    many = any(seen.data["batch"] > 1 for seen in timed(record, "samples"))
+    many = any((number_of(seen.data.get("batch")) or 1) > 1 for seen in timed(record, "samples"))
     for seen in timed(record, "opening") if many else ():
         if seen.data.get("single_rows"):
             yield f"{seen.subject} takes the rows of a batch one after another, if at all: only single rows are timed."
