@@ -5,7 +5,7 @@
  * rows, so that nothing is summed over lanes. K is a multiple of STEP, with zeros where a checkpoint has no weights.
  *
  * A tile of ROWS x COLUMNS sums stays in registers while SHORT weights of each row pass by, and is then added to the
- * sums of those before: many short sums lose fewer digits than a long one. Each sum has its own lane and the same order
+ * sums of those before: short sums lose fewer digits than a long one. Each sum has its own lane and the same order
  * of additions in every tile, so a result depends neither on the number of columns nor on that of threads. */
 #ifndef MATMUL_H
 #define MATMUL_H
