@@ -97,7 +97,7 @@ def _band(name: str, data: Mapping[str, Any], column: str) -> Series | None:
     middle = numbers(data.get(f"{column}_median") or ())
     if not highs:
         return None
-    lows = middle or [high / 2 for high in highs]
+    lows = middle or highs
     band = tuple(zip(steps, lows, highs, strict=True))
     words = "median to largest" if middle else "largest"
     edge = tuple(zip(steps, highs, strict=True)) if not middle else tuple(zip(steps, middle, strict=True))

@@ -109,6 +109,7 @@ def band(samples: list[Sample], truth: Sample) -> dict[str, Any]:
         "rms_median": np.median(rms, axis=0).tolist(),
         "rms_max": rms.max(axis=0).tolist(),
         "state_step": _checkpoints(rms.shape[1], states.shape[1]),
+        "state_median": np.median(states, axis=0).tolist(),
         "state_max": states.max(axis=0).tolist(),
     }
 

@@ -146,6 +146,7 @@ def band(scale: float, power: float) -> dict[str, Any]:
         "rms_median": data["rms"],
         "rms_max": [1.6 * e for e in data["rms"]],
         "state_step": data["state_step"],
+        "state_median": data["state"],
         "state_max": [e * 2 for e in data["state"]],
     }
 

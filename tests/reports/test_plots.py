@@ -72,7 +72,7 @@ def test_names_are_escaped_and_cut() -> None:
     assert "…" in words(root)
 
 
-def test_a_band_without_a_median_still_bounds() -> None:
+def test_both_errors_have_the_band_of_honest_runs() -> None:
     record = sample.record()
     titles = [figure.title for figure in plots.errors_by_step(record, "prose")]
     assert titles == [
@@ -80,8 +80,16 @@ def test_a_band_without_a_median_still_bounds() -> None:
     ]
     for figure, honest in zip(plots.errors_by_step(record, "prose")[1::2], ("honest@f32", "honest@bf16"), strict=True):
         root = drawn(figure)
-        assert f"{honest}: largest" in words(root)
+        assert f"{honest}: median to largest" in words(root)
         assert len([node for node in root.iter(f"{NS}path") if node.get("class") == "band"]) == 1
+
+
+def test_a_band_without_a_median_is_its_edge() -> None:
+    record = only("band", "stepwise", {"step": [0, 1], "state_step": [0, 1], "rms_max": [1.0, 2.0]}, "honest@f32")
+    series = plots._band("honest@f32", record.observations[0].data, "rms")
+    assert series is not None
+    assert series.name == "honest@f32: largest"
+    assert [(low, high) for _, low, high in series.band] == [(1.0, 1.0), (2.0, 2.0)]
 
 
 def test_a_subject_without_state_errors_has_no_state_plot() -> None:
