@@ -5,15 +5,16 @@ The count follows the architecture, not the program: what any exact program has 
 - **Bytes of a decoded token**: every weight once in the subject's number format, the embedding table and other tables
   by token left out (one row of them is read); shared by the rows of a batch. The state, in float32, read once and
   written once by every row. Not counted: activations, logits.
-- **Operations of a prefilled token**: two for every entry of every matrix, the head left out, whose product is needed
-  for the last token alone (two for each of its entries, per row). Not counted: the recurrence, norms and everything
-  element by element, in RWKV-7 under 4% together.
+- **Operations of a prefilled token**: two for every entry of every matrix, save those whose products are needed for the
+  last token alone (two for each of their entries, per row): the head, and in the last layer the channel mix and what
+  reads the recurrence. Not counted: the recurrence, norms and everything element by element, in RWKV-7 under 4%
+  together.
 - **The limit of a cell** is the longer of bytes / probed read rate and operations / probed rate of a matrix product in
   that format (a roofline: Williams et al., 2009, doi:10.1145/1498765.1498785). Both rates are probed in every round, so
   that fraction and limit see the same machine.
 
-Checked against the published sizes: 0.1B decodes with 563 MB a token in F32 and 281 MB in bf16, and prefills with 180.6
-million operations a token (`tests/harness/test_limits.py`).
+Checked against the published sizes: 0.1B decodes with 563 MB a token in F32 and 281 MB in bf16, and has 180.6 million
+operations a token in its matrices without the head (`tests/harness/test_limits.py`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +39,9 @@ TABLES = "emb.weight"
 VECTORS = ("r_k", "time_faaaa", "time_first", "time_decay", "time_state")
 """Ends of the names of what has two axes and is multiplied element by element."""
 
+LATE = (".att.receptance.weight", ".att.output.weight", ".att.gate.weight", ".att.g1", ".att.g2")
+"""Ends of the names of a time mix's matrices that no state depends on."""
+
 BEYOND = 1.05
 """Share of the limit above which a figure cannot be true: nobody reads faster than the machine."""
 
@@ -51,12 +55,14 @@ class Work:
         head: entries of the head.
         products: entries of all other matrices.
         state: bytes of one row's state in float32.
+        late: entries of those among `products` that only the last token of a prompt has to meet.
     """
 
     weights: int
     head: int
     products: int
     state: int
+    late: int = 0
 
     def bytes(self, cell: Cell, dtype: str, spared: int = 0) -> int:
         """Bytes of one sample of a cell; `spared` bytes of weights need not be read for a decoded token."""
@@ -66,8 +72,8 @@ class Work:
 
     def operations(self, cell: Cell) -> int:
         """Operations of one sample of a cell."""
-        heads = cell.tokens if cell.what == "decode" else 1
-        return 2 * cell.batch * (self.products * cell.tokens + self.head * heads)
+        last = cell.tokens if cell.what == "decode" else 1  # every decoded token is a last one
+        return 2 * cell.batch * ((self.products - self.late) * cell.tokens + (self.late + self.head) * last)
 
 
 def work_of(shapes: Mapping[str, tuple[int, ...]], facts: "ModelFacts") -> Work:
@@ -79,10 +85,12 @@ def work_of(shapes: Mapping[str, tuple[int, ...]], facts: "ModelFacts") -> Work:
     """
     read = {name: shape for name, shape in shapes.items() if not name.endswith(TABLES)}
     head = prod(read.get("head.weight", (0,)))
-    matrices = [s for n, s in read.items() if len(s) > 1 and n != "head.weight" and not n.endswith(VECTORS)]
+    matrices = {n: prod(s) for n, s in read.items() if len(s) > 1 and n != "head.weight" and not n.endswith(VECTORS)}
+    last = f"blocks.{facts.n_layer - 1}."
+    late = [size for n, size in matrices.items() if n.startswith(last) and (".ffn." in n or n.endswith(LATE))]
     carried = 5 * facts.n_embd if facts.version == "4" else 2 * facts.n_embd + facts.n_head * facts.head_size**2
     state = facts.n_layer * carried
-    return Work(sum(map(prod, read.values())), head, sum(map(prod, matrices)), 4 * state)
+    return Work(sum(map(prod, read.values())), head, sum(matrices.values()), 4 * state, sum(late))
 
 
 @dataclass(frozen=True)

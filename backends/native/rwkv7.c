@@ -164,17 +164,38 @@ static void time_mix(struct pool *pool, const struct call *f, int layer) {
         head(N, &h, number, f->T);
     }
     barrier(pool);
-    products(pool, f, 1, &(struct matmul){C, K, p->output, at->gated, width, ADD, at->x, 0, 0});
 }
 
+/* Behind the last recurrence nothing but the last token is asked for, unless all logits are: of every row keep two,
+ * since the last token's channel mix looks at the one before it. That one's own would start from a wrong shift, and
+ * nobody reads it. */
+static void keep_last(struct pool *pool, struct call *f) {
+    const size_t C = f->m->C, width = padded(f->m->C);
+    const int first = f->T - 2;
+    if (f->want == ALL || first <= 0) return;
+    if (claim(pool) == 0)
+        for (int b = 0; b < f->B; b++) {
+            memmove(f->at->x + 2 * b * C, f->at->x + ((size_t)b * f->T + first) * C, 2 * C * sizeof(float));
+            memmove(f->at->gated + 2 * b * width, f->at->gated + ((size_t)b * f->T + first) * width,
+                    2 * width * sizeof(weight));
+        }
+    barrier(pool);
+    f->T = 2;
+    f->M = 2 * f->B;
+}
+
+/* x += W_o gated, x += channel mix. Without logits the last layer owes its state alone. */
 static void channel_mix(struct pool *pool, const struct call *f, int layer) {
     const struct model *m = f->m;
     const struct layer *p = &m->layers[layer];
     struct buffers *at = f->at;
     const int C = m->C, F = m->F, mixes = f->B * ((f->T + TOKENS - 1) / TOKENS);
+    const struct matmul output = {C, panel_length(C), p->output, at->gated, padded(C), ADD, at->x, 0, 0};
+    products(pool, f, 1, &output);
     for (int job; (job = claim(pool)) < mixes;)
         mix(f, job, p->ln2_weight, p->ln2_bias, p->ffn_mix, 1, at->mixed, f->before[layer].ffn, f->after[layer].ffn);
     barrier(pool);
+    if (f->want == NONE && layer == m->L - 1) return;
     const int K = panel_length(C), wide = padded(F);
     const struct matmul key = {F, K, p->ffn_key, at->mixed[0], padded(C), SQUARED_RELU, 0, at->inner, wide};
     const struct matmul value = {C, panel_length(F), p->ffn_value, at->inner, wide, ADD, at->x, 0, 0};
@@ -199,14 +220,15 @@ static void read_out(struct pool *pool, const struct call *f) {
 }
 
 static void forward(struct pool *pool, void *with) {
-    const struct call *f = with;
-    for (int job; (job = claim(pool)) * TOKENS < f->M;) embed(f, job);
+    struct call f = *(const struct call *)with;
+    for (int job; (job = claim(pool)) * TOKENS < f.M;) embed(&f, job);
     barrier(pool);
-    for (int layer = 0; layer < f->m->L; layer++) {
-        time_mix(pool, f, layer);
-        channel_mix(pool, f, layer);
+    for (int layer = 0; layer < f.m->L; layer++) {
+        time_mix(pool, &f, layer);
+        if (layer == f.m->L - 1) keep_last(pool, &f);
+        channel_mix(pool, &f, layer);
     }
-    if (f->want != NONE) read_out(pool, f);
+    if (f.want != NONE) read_out(pool, &f);
 }
 
 /* ---- what Python calls ---- */

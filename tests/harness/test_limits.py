@@ -38,7 +38,9 @@ def test_bytes_of_a_token_are_the_published_ones(name: str, dtype: str, megabyte
 def test_operations_of_a_token_are_the_published_ones(name: str, megaflop: float) -> None:
     work, _ = counted(name)
     assert 2 * work.products / 1e6 == pytest.approx(megaflop, rel=0.002)
-    assert work.operations(PROMPT) == 512 * 2 * work.products + 2 * work.head  # one token's logits
+    C, gate = SIZES[name]["C"], SIZES[name]["Rg"]
+    assert work.late == 10 * C * C + 2 * gate * C  # receptance, output, gate, and the two of the channel mix
+    assert work.operations(PROMPT) == 512 * 2 * (work.products - work.late) + 2 * (work.late + work.head)
     assert work.operations(TOKEN) == 2 * (work.products + work.head)
 
 
@@ -58,6 +60,7 @@ def test_rows_share_the_weights_and_have_a_state_each() -> None:
     assert work.bytes(Cell("decode", 10, 4), "bf16") == 10 * (2000 + 320)
     assert work.bytes(Cell("prefill", 10, 4), "f32") == 4000 + 320  # once for the prompt
     assert work.operations(Cell("decode", 10, 4)) == 2 * 4 * 10 * 900
+    assert work.operations(Cell("prefill", 10, 4)) == 2 * 4 * (10 * 800 + 100)
     assert work.bytes(TOKEN, "f32", spared=1500) == 2500 + 80
     assert work.bytes(TOKEN, "f32", spared=9999) == 80
     assert work.bytes(Cell("prefill", 1, 1), "f32", spared=1500) == 4080  # it skips nothing
