@@ -16,7 +16,8 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from backends.errors import BackendError, Unsupported
+from backends import token_ids
+from backends.errors import Unsupported
 
 Ids = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
@@ -229,7 +230,9 @@ class Session(ABC):
     timed: bool = True
     """Whether the time that a call takes says anything about the backend; it does not where answers were recorded."""
     skipped_bytes: int = 0
-    """Bytes of weights that a decoded token was spared on average, where a kernel skips rows that would meet zeros."""
+    """Bytes of weights that a token fed alone was spared on average, where a kernel skips what would meet zeros."""
+    skipped_operations: int = 0
+    """Operations that a token of a long prompt was spared on average, where a kernel skips what would meet zeros."""
     shares_batch: bool = True
     """Whether the rows of a batch share the work; where they are fed one after another, batches are not timed."""
     own_file: str = ""
@@ -380,15 +383,7 @@ class Session(ABC):
 
     def _checked(self, tokens: npt.ArrayLike) -> Ids:
         """Tokens as int64 (B, T), or an error in words."""
-        ids = np.asarray(tokens)
-        if ids.ndim == 1:
-            ids = ids[None, :]
-        if ids.ndim != 2 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
-            raise BackendError(f"tokens must be integers of shape (B, T) with T >= 1, got {ids.dtype} {ids.shape}.")
-        vocab = self.info.model.vocab_size
-        if ids.min() < 0 or ids.max() >= vocab:
-            raise BackendError(f"token ids must lie in 0..{vocab - 1}, got {ids.min()}..{ids.max()}.")
-        return ids.astype(np.int64)
+        return token_ids.checked(tokens, self.info.model.vocab_size)
 
     @staticmethod
     def _needed(ids: Ids, state: Any, want: Want) -> Iterator[str]:

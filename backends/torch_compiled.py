@@ -145,6 +145,11 @@ class _Compiled(Session):
         """What the decode step left unread, on average of the tokens so far; 0 once closed."""
         return self._program.skipped_bytes if self._program else 0
 
+    @property
+    def skipped_operations(self) -> int:  # type: ignore[override]
+        """What prompts left out, on average of the long ones so far; 0 once closed."""
+        return self._program.skipped_operations if self._program else 0
+
     def export_state(self, state: NetState) -> State:
         """Copies as float32, stacked over layers."""
         return exported(state)

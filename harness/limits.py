@@ -65,15 +65,18 @@ class Work:
     late: int = 0
 
     def bytes(self, cell: Cell, dtype: str, spared: int = 0) -> int:
-        """Bytes of one sample of a cell; `spared` bytes of weights need not be read for a decoded token."""
+        """Bytes of one sample of a cell; `spared` bytes of weights need not be read for a token that is fed alone."""
         passes = cell.tokens if cell.what == "decode" else 1
-        weights = max(self.weights * BYTES[dtype] - (spared if cell.what == "decode" else 0), 0)
+        alone = cell.batch == 1 and passes == cell.tokens
+        weights = max(self.weights * BYTES[dtype] - (spared if alone else 0), 0)
         return passes * (weights + 2 * self.state * cell.batch)
 
-    def operations(self, cell: Cell) -> int:
-        """Operations of one sample of a cell."""
-        last = cell.tokens if cell.what == "decode" else 1  # every decoded token is a last one
-        return 2 * cell.batch * ((self.products - self.late) * cell.tokens + (self.late + self.head) * last)
+    def operations(self, cell: Cell, spared: int = 0) -> int:
+        """Operations of one sample of a cell; `spared` of them need not be done for a token of a prompt."""
+        prompt = cell.what == "prefill"
+        last = 1 if prompt else cell.tokens  # every decoded token is a last one
+        each = max(2 * (self.products - self.late) - (spared if prompt else 0), 0)
+        return cell.batch * (each * cell.tokens + 2 * (self.late + self.head) * last)
 
 
 def work_of(shapes: Mapping[str, tuple[int, ...]], facts: "ModelFacts") -> Work:
@@ -107,9 +110,17 @@ class Rates:
     gemm: Mapping[str, float]
     copy: float = 0.0
 
-    def seconds(self, work: Work, cell: Cell, dtype: str, spared: int = 0) -> tuple[float, str]:
-        """The shortest time that a sample can take, and what binds it: "memory" or "arithmetic"."""
-        memory, arithmetic = work.bytes(cell, dtype, spared) / self.read, work.operations(cell) / self.gemm[dtype]
+    def seconds(self, work: Work, cell: Cell, dtype: str, spared: tuple[int, int] = (0, 0)) -> tuple[float, str]:
+        """The shortest time that a sample can take, and what binds it: "memory" or "arithmetic".
+
+        Args:
+            work: what the checkpoint asks.
+            cell: what is timed.
+            dtype: the subject's number format.
+            spared: bytes and operations a token that the subject declares to skip.
+        """
+        memory = work.bytes(cell, dtype, spared[0]) / self.read
+        arithmetic = work.operations(cell, spared[1]) / self.gemm[dtype]
         return (memory, "memory") if memory >= arithmetic else (arithmetic, "arithmetic")
 
 
@@ -170,7 +181,8 @@ class Limits:
         why = self.missing.get(info.device, "") or session.own_file
         if why or not rates:
             return {"no_limit": why or f"no limits of {info.device} were probed"}
-        found = [one.seconds(self.work, cell, info.dtype, session.skipped_bytes) for one in rates]
+        spared = session.skipped_bytes, session.skipped_operations
+        found = [one.seconds(self.work, cell, info.dtype, spared) for one in rates]
         bounds = [bound for _, bound in found]
         bound = max(bounds, key=bounds.count)
         if bound == "memory" and info.device == "cpu" and self.work.weights * BYTES[info.dtype] <= self.cache:

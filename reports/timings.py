@@ -135,7 +135,7 @@ def _unlimited(record: Record) -> Iterator[str]:
     for seen in timed(record, "samples"):
         if seen.data.get("invalid"):
             of = f"{share(seen.data['fraction'])} of what the machine can do"
-            yield f"Invalid: {seen.subject}, {cell_words(seen.data)}: {of}, and no skipped bytes explain it."
+            yield f"Invalid: {seen.subject}, {cell_words(seen.data)}: {of}, and nothing that it skips explains it."
         if seen.data.get("no_limit"):
             reasons.setdefault(str(seen.data["no_limit"]), []).append(f"{seen.subject} ({seen.data['what']})")
     for reason, names in reasons.items():

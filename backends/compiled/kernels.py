@@ -69,6 +69,8 @@ class Kernels:
         found += ["rows of the channel mix that meet zeros are not read (one row)"] if self._switches.sparse else []
         return tuple(found)
 
+    skipped_operations = 0
+
     @property
     def skipped_bytes(self) -> int:
         """Bytes of weights that a token of one row was spared on average."""

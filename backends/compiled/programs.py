@@ -49,6 +49,10 @@ class Program(Protocol):
     def skipped_bytes(self) -> int:
         """Bytes of weights that a decoded token was spared on average."""
 
+    @property
+    def skipped_operations(self) -> int:
+        """Operations that a token of a long prompt was spared on average."""
+
     def start(self, facts: ModelFacts, B: int) -> NetState:
         """The state before the first token."""
 
@@ -85,7 +89,7 @@ class Native(NativeNet):
 class Layers:
     """The layers in torch, single tokens compiled."""
 
-    skipped_bytes = 0
+    skipped_bytes = skipped_operations = 0
 
     def __init__(self, weights: Weights, dtype: str, device: torch.device, why: str, switches: Switches) -> None:
         net = load(weights, dtype, str(device), host_table=switches.embedding and device.type == "cuda")

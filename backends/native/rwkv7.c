@@ -4,6 +4,7 @@
 #include "pool.h"
 #include "probe.h"
 #include "scan.h"
+#include "skip.h"
 #include "wkv7.h"
 
 #define LN_EPS 1e-5f
@@ -18,6 +19,9 @@ struct buffers {
     void *memory;
     float *x, *r, *k, *v, *v_first, *w_lora, *a_lora, *v_lora, *g_lora;
     weight *mixed[6], *gated, *inner, *normed;
+    uint32_t *marks;     /* of `inner`, skip.h */
+    _Atomic long set[2]; /* words that are not zero: in this layer; in the next, 0 */
+    double skipped, fed; /* operations left out, and tokens of the prompts in which they might have been */
 };
 
 /* One call. */
@@ -184,6 +188,29 @@ static void keep_last(struct pool *pool, struct call *f) {
     f->M = 2 * f->B;
 }
 
+/* y += x W^T, x being zero wherever the ReLU was. Every thread comes to the same decision, how much to leave out. */
+static void product_with_zeros(struct pool *pool, const struct call *f, const struct matmul *m, int layer) {
+    struct buffers *at = f->at;
+    const int words_ = m->K / STEP, jobs = (f->M + TOKENS - 1) / TOKENS;
+    for (int job; (job = claim(pool)) < jobs;) {
+        long set = 0;
+        for (int i = job * TOKENS; i < f->M && i < (job + 1) * TOKENS; i++)
+            set += mark(m->x + (size_t)i * m->stride, words_, at->marks + (size_t)i * marks_of(m->K));
+        atomic_fetch_add(&at->set[layer & 1], set);
+        if (job == 0) atomic_store(&at->set[~layer & 1], 0);
+    }
+    barrier(pool);
+    const long set = atomic_load(&at->set[layer & 1]), all_words = (long)f->M * words_;
+    if (!sparse(set, all_words)) {
+        products(pool, f, 1, m);
+        return;
+    }
+    const int span = span_of(m, f->M, pool->threads);
+    for (int job; skip_job(m, at->marks, job = claim(pool), f->M, span);)
+        if (job == 0) at->skipped += 2.0 * STEP * m->rows * (all_words - set);
+    barrier(pool);
+}
+
 /* x += W_o gated, x += channel mix. Without logits the last layer owes its state alone. */
 static void channel_mix(struct pool *pool, const struct call *f, int layer) {
     const struct model *m = f->m;
@@ -200,7 +227,8 @@ static void channel_mix(struct pool *pool, const struct call *f, int layer) {
     const struct matmul key = {F, K, p->ffn_key, at->mixed[0], padded(C), SQUARED_RELU, 0, at->inner, wide};
     const struct matmul value = {C, panel_length(F), p->ffn_value, at->inner, wide, ADD, at->x, 0, 0};
     products(pool, f, 1, &key);
-    products(pool, f, 1, &value);
+    if (f->M >= LONG && p->finite) product_with_zeros(pool, f, &value, layer);
+    else products(pool, f, 1, &value);
 }
 
 static void read_out(struct pool *pool, const struct call *f) {
@@ -243,6 +271,9 @@ void buffers_free(struct buffers *at) {
     free(at);
 }
 
+/* Operations that a token of a prompt of LONG columns was spared on average. */
+double skipped(const struct buffers *at) { return at->fed ? at->skipped / at->fed : 0; }
+
 static void *carve(char **from, size_t bytes) {
     void *here = *from;
     *from += (bytes + 63) / 64 * 64;
@@ -262,6 +293,7 @@ static size_t lay_out(struct buffers *at, const struct model *m, size_t M, char 
     at->gated = carve(&p, M * padded(m->C) * sizeof(weight));
     at->normed = carve(&p, M * padded(m->C) * sizeof(weight));
     at->inner = carve(&p, M * padded(m->F) * sizeof(weight));
+    at->marks = carve(&p, M * marks_of(panel_length(m->F)) * sizeof(uint32_t));
     return (size_t)(p - from);
 }
 
@@ -280,6 +312,8 @@ int rwkv7(struct pool *pool, const struct model *m, struct buffers *at, const in
         at->columns = M;
     }
     struct call f = {m, at, ids, before, after, B, T, M, want, logits};
+    at->set[0] = at->set[1] = 0;
+    if (M >= LONG) at->fed += M;
     struct pool alone = {.threads = 1, .process = pool->process};
     int little = (size_t)M * m->C * (4 * m->C + 2 * m->F) < LITTLE;
     pool_run(little ? &alone : pool, forward, &f);

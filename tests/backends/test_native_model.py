@@ -28,16 +28,6 @@ SIZES = [(64, 16), (96, 32), (128, 64), (40, 8), (60, 20), (128, 128)]
 """C, N: heads of every special size, and what no vector divides."""
 
 
-@pytest.fixture(params=list(build.SETS))
-def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    needs_compiler()
-    name: str = request.param
-    if not build.processor_flags().issuperset(build.SETS[name]):
-        pytest.skip(f"this processor has no {name}")
-    monkeypatch.setenv("RWKV_NATIVE", name)
-    return name
-
-
 @pytest.fixture
 def meeting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """All threads take part, however little there is to do."""
@@ -129,6 +119,35 @@ def test_any_batch_in_any_segments(T: int, B: int, columns: int) -> None:
         last, state = net.run(torch.from_numpy(ids), net.start(net._facts, B), "last")
     assert last is not None
     assert equal((last, state), (whole[0][:, -1:], whole[1]))
+
+
+def zeros_in(C: int, N: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """A model that leaves four of five inner activations of the channel mix at zero, beside what the ReLU leaves."""
+    tensors = odd(C, N, dtype)
+    for i in range(2):
+        key = tensors[f"blocks.{i}.ffn.key.weight"]
+        key[torch.arange(len(key)) % 10 < 8] = 0
+    return tensors
+
+
+@pytest.mark.usefixtures("meeting")
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize(("C", "N"), [(60, 20), (128, 64), (224, 32)])
+def test_what_meets_zeros_is_left_out_and_no_bit_changes(instructions: str, dtype: str, C: int, N: int) -> None:
+    net, ids = net_of(zeros_in(C, N, DTYPES[dtype]), dtype, threads=2), ids_for(150).reshape(2, 75)
+    single = run(net, ids, [1] * 75)
+    assert net.skipped_operations == 0  # too few columns at a time
+    assert equal(run(net, ids), single)
+    least = 2 * 2 * C * int(0.8 * (3 * C + 7))
+    assert least <= net.skipped_operations <= least * 10 / 8
+
+
+def test_zero_times_what_is_not_finite_is_not_left_out(instructions: str) -> None:
+    tensors, ids = zeros_in(64, 16, torch.float32), ids_for(100)
+    tensors["blocks.1.ffn.value.weight"][:, 0] = torch.inf  # of an activation that is always zero
+    net = net_of(tensors)
+    assert run(net, ids)[0].isnan().all()
+    assert net.skipped_operations == pytest.approx(2 * 64 * 0.9 * 199, rel=0.1)  # the other layer's
 
 
 def test_nothing_is_written_but_what_is_asked_for(instructions: str) -> None:

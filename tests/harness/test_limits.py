@@ -1,6 +1,7 @@
 """Counting against the published sizes, and rates against a probe that says what it is told."""
 
 from math import prod
+from typing import Any
 
 import pytest
 
@@ -9,6 +10,8 @@ from backends.base import ModelFacts
 from backends.errors import BackendError
 from harness.cells import Cell
 from harness.limits import BYTES, Limits, Rates, Work, fraction, work_of
+from tests.harness.clock import Clock, of_kind, rows
+from tests.harness.stub import Stub
 
 SIZES = {
     "0.1b": {"C": 768, "F": 3072, "H": 12, "L": 12, "Rw": 64, "Ra": 64, "Rv": 32, "Rg": 128},
@@ -63,7 +66,12 @@ def test_rows_share_the_weights_and_have_a_state_each() -> None:
     assert work.operations(Cell("prefill", 10, 4)) == 2 * 4 * (10 * 800 + 100)
     assert work.bytes(TOKEN, "f32", spared=1500) == 2500 + 80
     assert work.bytes(TOKEN, "f32", spared=9999) == 80
-    assert work.bytes(Cell("prefill", 1, 1), "f32", spared=1500) == 4080  # it skips nothing
+    assert work.bytes(Cell("prefill", 1, 1), "f32", spared=1500) == 2500 + 80  # one token too
+    assert work.bytes(Cell("prefill", 2, 1), "f32", spared=1500) == 4080  # other tokens need the rows
+    assert work.bytes(Cell("decode", 1, 2), "f32", spared=1500) == 4000 + 160
+    assert work.operations(Cell("prefill", 10, 4), spared=600) == 4 * (10 * 1000 + 200)
+    assert work.operations(Cell("prefill", 10, 4), spared=9999) == 4 * 200
+    assert work.operations(Cell("decode", 10, 4), spared=600) == 2 * 4 * 10 * 900
 
 
 def test_the_longer_of_the_two_times_binds() -> None:
@@ -139,3 +147,90 @@ def test_a_device_that_cannot_multiply_in_a_format_has_no_limits() -> None:
     assert limits.turn("cpu", ("f16",)) is None
     assert limits.probe("cpu") is None
     assert limits.missing == {"cpu": "torch cannot gemm f16 on cpu."}
+
+
+# ---- figures of a race --------------------------------------------------------------------------
+
+WORK = Work(weights=1000, head=100, products=800, state=40)
+
+
+class FakeProbe:
+    """Reads, copies and multiplies at a given rate, and takes its time for that."""
+
+    def __init__(self, clock: Clock, read: float, gemm: float = 1e12) -> None:
+        self.clock, self.rates = clock, (read, gemm)
+
+    def read(self) -> float:
+        self.clock.order.append("probe")
+        self.clock.now += 1.0
+        return self.rates[0]
+
+    def gemm(self, dtype: str) -> float:
+        assert dtype == "f32"
+        return self.rates[1]
+
+    def copy(self) -> float:
+        return 7.0
+
+
+def limits_of(clock: Clock, read: float, gemm: float = 1e12, cache: int = 0) -> Limits:
+    return Limits(WORK, cache, lambda device: FakeProbe(clock, read, gemm))  # type: ignore[arg-type, return-value]
+
+
+def test_a_figure_stands_as_a_share_of_the_limit_probed_in_the_same_rounds(clock: Clock) -> None:
+    limits = limits_of(clock, read=8e6)  # 4080 bytes a token: 0.51 ms, where 1 ms is taken
+    measurements, observations = rows({"a": clock.session("a", 1e-3)}, limits, decode=32, prefill=[], probe=True)
+    (data,) = of_kind(observations, "samples")
+    assert data["fraction"] == pytest.approx(0.51, rel=0.01)
+    assert data["fraction_low"] <= data["fraction"] <= data["fraction_high"]
+    assert (data["bound"], data["invalid"]) == ("memory", False)
+    assert len(data["limit_seconds"]) == len(data["seconds"]) == clock.order.count("probe") - 1
+    (shown,) = of_kind(observations, "limits")
+    assert (shown["device"], set(shown["read"]), set(shown["copy"])) == ("cpu", {8e6}, {7.0})
+    assert next(m.value for m in measurements if m.name == "decode_T32_B1_of_limit") == data["fraction"]
+
+
+def test_prompts_are_held_against_arithmetic(clock: Clock) -> None:
+    limits = limits_of(clock, read=1e12, gemm=1.6e6)  # 1600 operations a token, 200 for the head: 32.125 ms
+    _, observations = rows({"a": clock.session("a", 1e-3)}, limits, decode=0, prefill=[32], probe=True)
+    (data,) = of_kind(observations, "samples")
+    assert data["bound"] == "arithmetic"
+    assert data["fraction"] == pytest.approx(32.125 / 32, rel=0.01)
+
+
+def test_more_than_the_machine_can_do_is_invalid_unless_skipped_bytes_explain_it(clock: Clock) -> None:
+    sessions = {"base": clock.session("base", 1e-3), "b": clock.session("b", 0.25e-3)}
+    limits = limits_of(clock, read=8e6)
+    _, observations = rows(sessions, limits, decode=32, prefill=[], probe=True)
+    by_name = {o.subject: o.data for o in observations if o.kind == "samples"}
+    assert (by_name["base"]["invalid"], by_name["b"]["invalid"]) == (False, True)
+    assert [data["verdict"] for data in of_kind(observations, "ratio")] == ["invalid"]
+    sessions["b"].skipped_bytes = 2400
+    _, observations = rows(sessions, limits, decode=32, prefill=[], probe=True)
+    assert not any(data["invalid"] for data in of_kind(observations, "samples"))
+    assert [data["verdict"] for data in of_kind(observations, "ratio")] == ["faster"]
+
+
+def test_it_is_said_why_there_is_no_limit(clock: Clock) -> None:
+    def words(limits: Limits, session: Stub) -> str:
+        _, observations = rows({"a": session}, limits, decode=8, prefill=[], probe=True)
+        (data,) = of_kind(observations, "samples")
+        assert "fraction" not in data
+        return str(data["no_limit"])
+
+    assert "cache of 1 MiB" in words(limits_of(clock, 8e6, cache=1 << 20), clock.session("a", 1e-3))
+    quantised = clock.session("a", 1e-3)
+    quantised.own_file = "it reads a file of its own"
+    assert words(limits_of(clock, 8e6), quantised) == "it reads a file of its own"
+    elsewhere = clock.session("a", 1e-3, device="npu")
+    assert words(Limits(WORK, 0, missing), elsewhere) == "no probe for npu"
+
+
+def missing(device: str) -> Any:
+    raise BackendError(f"no probe for {device}")
+
+
+def test_without_being_asked_nothing_is_probed(clock: Clock) -> None:
+    _, observations = rows({"a": clock.session("a", 1e-3)}, limits_of(clock, 8e6))
+    assert "probe" not in clock.order
+    assert not of_kind(observations, "limits")
