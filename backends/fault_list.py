@@ -15,7 +15,6 @@ from backends.errors import UsageError, unknown
 EQUATION, BATCH, CARRY, TOKENIZER, SAMPLER = "equation", "batch", "carry", "tokenizer", "sampler"
 """Kinds: a wrong equation; one that shows only with several rows; a state mishandled between two calls; ids; choice."""
 
-
 EAGLE, FINCH, GOOSE = ("5.1", "5.2"), ("6",), ("7", "7a", "7b")
 DEEP, DEA = ("7a", "7b"), ("7b",)
 DIAGONAL, LOW_RANK = (*EAGLE, *FINCH), (*FINCH, *GOOSE)
@@ -192,7 +191,6 @@ _EDGES = (
     Entry("sampler-temperature", "sampler", "the logits are divided by a temperature of 2 first", (), SAMPLER),
 )
 
-
 _EAGLE = (
     Entry("time-mix-complement", "att.xr", "time_mix is taken for the share of the token before, as maa in v6"),
     Entry(
@@ -312,19 +310,18 @@ _SAME_DEEP = (
     _same("dea-exponents", "qkv.out", "DEA's softmax by hand, less the largest score", versions=DEA),
 )
 
+_SAME_BOTH = (
+    _same("gate-divided", "att.g", "SiLU as z / (1 + exp(-z))"),
+    _same("bonus-summed-back", "att.bonus", "the bonus of v5 and v6 multiplied and summed in another order"),
+    _same("state-columns", "att.state", "the state of v5 and v6 is kept transposed", "rwkv package"),
+)
+
 _SAME_DIAGONAL = (
     _same("share-weighted", "att.xr", "the token shift of v6 as a weighted mean of both tokens", versions=FINCH),
     _same("time-mix-added", "att.xr", "the token shift of v5 as x m + p - p m", versions=EAGLE),
     _same("decay-reciprocal", "att.w", "the decay of v6 as 1 / exp(exp(...))", versions=FINCH),
     _same("decay-reciprocal-static", "att.w", "the decay of v5 as 1 / exp(exp(...))", versions=EAGLE),
-    _same("gate-divided", "att.g", "SiLU as z / (1 + exp(-z))", versions=DIAGONAL),
-    _same(
-        "bonus-summed-back",
-        "att.bonus",
-        "the bonus of v5 and v6 multiplied and summed in another order",
-        versions=DIAGONAL,
-    ),
-    _same("state-columns", "att.state", "the state of v5 and v6 is kept transposed", "rwkv package", versions=DIAGONAL),
+    *_of(DIAGONAL, _SAME_BOTH),
 )
 
 _SAME = (

@@ -36,8 +36,8 @@ def record(options: argparse.Namespace) -> int:
 def _record_suites(options: argparse.Namespace) -> int:
     from harness.job import make_job, unavailable
     from harness.recorded import record as make
-    from harness.stages import SPEED
     from harness.suite import DEFAULT
+    from harness.truth import SPEED
 
     suites = listed(options.suite, "suite") or tuple(name for name in DEFAULT if name != SPEED)
     if SPEED in suites:

@@ -14,12 +14,13 @@ from backends.errors import InputError
 from backends.recorder import Recorder
 from backends.registry import open_session, parse
 from backends.tape import Tape
-from harness import __version__, consult, kit, stages
+from harness import __version__, consult, kit
 from harness.job import Job
 from harness.judge import EVENT
 from harness.ledger import Ledger, info_facts, now, plain
 from harness.suite import Case, Suite
 from harness.together import side_by_side
+from harness.truth import measure_of, require, truth_of, truths, units
 from reports.record import Record
 
 if TYPE_CHECKING:
@@ -82,8 +83,8 @@ def record(job: Job, out: Path, progress: "Callable[[str], None]") -> Made:
 
 def _suites(ledger: Ledger, truth: Session, session: Session) -> int:
     """Every case, in the order of a run."""
-    stages.truths(ledger, truth)
-    todo = list(stages.units(ledger))
+    truths(ledger, truth)
+    todo = list(units(ledger))
     side_by_side(session, [partial(_case, ledger, truth, found, case) for found, case in todo])
     return len(todo)
 
@@ -93,8 +94,8 @@ def _case(ledger: Ledger, truth: Session, found: Suite, case: Case, session: Ses
     ledger.progress(f"{found.name} {case.name}: {name}")
     with ledger.guarded((found.name, case.name, name)):
         context = replace(ledger.context(case), truth_session=truth)
-        stages.require(found, session)
-        stages.measure_of(found).collect(session, context, stages.truth_of(ledger, truth, found, case))
+        require(found, session)
+        measure_of(found).collect(session, context, truth_of(ledger, truth, found, case))
 
 
 def _diagnosis(ledger: Ledger, truth: Session, tape: Tape) -> None:

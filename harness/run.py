@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING
 
 from backends.base import Session
 from backends.registry import open_session, parse
-from harness import __version__, consult, facts, race, stages, suite, use
+from harness import __version__, consult, facts, race, suite, use
+from harness.candidates import candidate
+from harness.honest import envelopes
 from harness.job import Job
 from harness.judge import EVENT, again, load
 from harness.ledger import Ledger, info_facts, now, plain
 from harness.shelf import shelf
+from harness.truth import SPEED, reference_evidence, truths
 from reports.record import Record, Subject
 from reports.store import new_id
 
@@ -119,8 +122,8 @@ def _start(
     if earlier is not None:
         ledger.record = replace(record, id=earlier.id, created=earlier.created)
         ledger.subjects |= {s.id: replace(s, error="") for s in earlier.subjects}
-        ledger.measurements += [m for m in earlier.measurements if m.suite != stages.SPEED]
-        afresh = (stages.SPEED, use.SUITE)
+        ledger.measurements += [m for m in earlier.measurements if m.suite != SPEED]
+        afresh = (SPEED, use.SUITE)
         ledger.observations += [o for o in earlier.observations if o.suite not in afresh and o.kind != EVENT]
         ledger.notes.append(f"resumed {created}: {len(ledger.done())} units were already measured")
     return ledger
@@ -138,17 +141,17 @@ def _measure_all(ledger: Ledger) -> None:
         ledger.progress(f"opening {reference.id}")
         truth_session = stack.enter_context(open_session(reference, ledger.weights, ledger.threads))
         ledger.subjects[reference.id] = Subject(reference.id, "reference", info_facts(truth_session.info))
-        stages.truths(ledger, truth_session)
-        spreads = stages.envelopes(ledger, truth_session)
-        stages.reference_evidence(ledger, truth_session)
+        truths(ledger, truth_session)
+        spreads = envelopes(ledger, truth_session)
+        reference_evidence(ledger, truth_session)
         sessions: dict[str, Session] = {}
         for name in ledger.job.subjects:
-            session = stages.candidate(ledger, stack, name, truth_session, spreads)
-            if session is not None and stages.SPEED in ledger.job.suites:
+            session = candidate(ledger, stack, name, truth_session, spreads)
+            if session is not None and SPEED in ledger.job.suites:
                 sessions[name] = session
         if ledger.job.diagnosis:
             consult.after(ledger, truth_session)
         if ledger.job.use:
             use.show(ledger)
-        if stages.SPEED in ledger.job.suites:
+        if SPEED in ledger.job.suites:
             race.speed(ledger, truth_session, sessions, spreads)

@@ -26,11 +26,13 @@ from backends.errors import BackendError, HarnessError
 from backends.fault_list import BATCH, CARRY, EQUATION
 from backends.registry import open_session, parse
 from harness import suite
+from harness.candidates import candidate
+from harness.honest import bands, envelopes
 from harness.job import REFERENCE, Job
 from harness.ledger import Ledger, Spreads, info_facts, plain
 from harness.replay import Out
-from harness.stages import bands, candidate, envelopes, measure_of, truth_of, units
 from harness.suite import Suite
+from harness.truth import measure_of, truth_of, units
 from reports.record import Measurement, Record, Subject
 
 KINDS = (EQUATION, BATCH, CARRY)

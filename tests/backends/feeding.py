@@ -1,5 +1,6 @@
 """How the tests of the torch backends open a model, feed a prompt and compare what comes back."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,12 @@ def assert_within(got: Array, want: Array, limit: float) -> None:
     """Same shape, and every difference a number within the limit."""
     assert got.shape == want.shape
     assert np.abs(got - want).max() <= limit
+
+
+def assert_near(got: Sequence[Array], want: Sequence[Array], band: float) -> None:
+    """Same shapes, and every difference within a share of the largest value."""
+    for mine, truth in zip(got, want, strict=True):
+        assert_within(mine, truth, band * np.abs(truth).max())
 
 
 def assert_close(session: Session, got: Output, want: Output, limit: float = F32_BAND) -> None:

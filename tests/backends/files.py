@@ -9,11 +9,15 @@ import torch
 from backends.checkpoint import open_checkpoint
 from backends.errors import InputError
 from backends.weights import Tensor
+from tests.backends.random_model import random_rwkv7
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "models"
 """Where a tiny trained model lies beside the repository, on machines that have one."""
 
 V, C, F, H, N, L = 300, 64, 256, 2, 32, 3
+
+MODEL = random_rwkv7(C=C, N=N, L=2, V=V)
+"""A whole model, RWKV-7; never changed."""
 
 Shapes = dict[str, tuple[int, ...]]
 

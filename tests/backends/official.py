@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from backends.base import Array, Ids
+from backends.base import Array, Ids, Session, State
+from tests.backends.feeding import F32_BAND, assert_within, fed, logits_of
 
 OFFICIAL = """
 import sys
@@ -60,6 +62,24 @@ def family(
     for settings, arguments in asked.items():
         _run(SETTINGS.get(settings, {}), [",".join(map(str, ids)), *arguments])
     return {name: _read(folder / f"{name}.npz") for name in models}
+
+
+def assert_follows(
+    session: Session, ids: Ids, found: Mapping[str, Array], parts: Callable[[State], Iterable[Array]]
+) -> None:
+    """Logits and state of both ways of feeding within the band of float32.
+
+    Args:
+        session: of the checkpoint that the package was given.
+        ids: (T,), those that the package was fed.
+        found: what it said, see `family`.
+        parts: a state's parts in the package's order and layout.
+    """
+    for kind, sizes in (("once", [len(ids)]), ("steps", [1] * len(ids))):
+        out = fed(session, ids, sizes)
+        assert_within(logits_of(out)[0], found[kind], F32_BAND)
+        for i, part in enumerate(parts(session.export_state(out.state))):
+            assert_within(part, found[f"{kind}{i}"], F32_BAND)
 
 
 def _run(settings: dict[str, str], arguments: list[str]) -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from backends.base import Array
 from backends.compiled.wkv import Inputs, wkv
+from tests.backends.feeding import assert_near
 from tests.backends.numpy_rwkv7 import wkv_token
 
 BAND = 1e-6
@@ -38,18 +39,12 @@ def in_torch(x: list[Array], S: Array) -> tuple[Array, Array]:
     return y.numpy(), after.numpy()
 
 
-def assert_equal(got: tuple[Array, Array], want: tuple[Array, Array], band: float = BAND) -> None:
-    for mine, truth in zip(got, want, strict=True):
-        assert mine.shape == truth.shape
-        assert np.abs(mine - truth).max() <= band * np.abs(truth).max()
-
-
 @pytest.mark.parametrize("start", [0.0, 1.0])
 @pytest.mark.parametrize("kind", ["slow", "random", "worst"])
 @pytest.mark.parametrize("T", [1, 2, 15, 16, 17, 63, 64, 65, 128, 300])
 def test_equals_float64(kind: str, T: int, start: float) -> None:
     x, S = inputs(kind, T), start * np.random.default_rng(1).standard_normal((1, 2, 64, 64))
-    assert_equal(in_torch(x, S), in_float64(x, S.astype(np.float32).astype(np.float64)))
+    assert_near(in_torch(x, S), in_float64(x, S.astype(np.float32).astype(np.float64)), BAND)
 
 
 @settings(max_examples=20, deadline=None)
@@ -59,7 +54,7 @@ def test_a_split_changes_nothing(T: int, data: st.DataObject) -> None:
     x, S = inputs("random", T, seed=T), np.ones((1, 2, 64, 64))
     first, middle = in_torch([z[:, :cut] for z in x], S)
     second, last = in_torch([z[:, cut:] for z in x], middle)
-    assert_equal((np.concatenate([first, second], axis=1), last), in_torch(x, S), 2 * BAND)
+    assert_near((np.concatenate([first, second], axis=1), last), in_torch(x, S), 2 * BAND)
 
 
 def test_equal_keys_do_not_cancel() -> None:
@@ -68,14 +63,14 @@ def test_equal_keys_do_not_cancel() -> None:
     kk[:] = kk[:, :1]
     a[:] = 1.0
     x, S = [r, log_w, k, v, kk, a], np.zeros((1, 2, 64, 64))
-    assert_equal(in_torch(x, S), in_float64(x, S), 2 * BAND)
+    assert_near(in_torch(x, S), in_float64(x, S), 2 * BAND)
 
 
 def test_huge_keys_do_not_leak_from_above_the_diagonal() -> None:
     """There the factors of two decays and a key of 1e23 overflow, and 0 times infinity would be NaN."""
     x, S = inputs("worst", 64), np.zeros((1, 2, 64, 64))
     x[2] *= np.float32(1e23)
-    assert_equal(in_torch(x, S), in_float64(x, S))
+    assert_near(in_torch(x, S), in_float64(x, S), BAND)
 
 
 def test_zero_keys_only_decay() -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from backends.base import Array
 from backends.compiled.wkv_diagonal import Inputs, wkv
+from tests.backends.feeding import assert_near
 
 BAND = 1e-6
 """Of the largest value; measured 3e-7."""
@@ -41,18 +42,12 @@ def in_torch(x: list[Array], S: Array) -> tuple[Array, Array]:
     return y.numpy(), after.numpy()
 
 
-def assert_equal(got: tuple[Array, Array], want: tuple[Array, Array], band: float = BAND) -> None:
-    for mine, truth in zip(got, want, strict=True):
-        assert mine.shape == truth.shape
-        assert np.abs(mine - truth).max() <= band * np.abs(truth).max()
-
-
 @pytest.mark.parametrize("start", [0.0, 1.0])
 @pytest.mark.parametrize("kind", ["slow", "mixed", "fast", "gone"])
 @pytest.mark.parametrize("T", [1, 2, 15, 16, 17, 63, 64, 65, 300])
 def test_equals_float64(kind: str, T: int, start: float) -> None:
     x, S = inputs(kind, T), start * np.random.default_rng(1).standard_normal((1, H, N, N))
-    assert_equal(in_torch(x, S), in_float64(x, S.astype(np.float32)))
+    assert_near(in_torch(x, S), in_float64(x, S.astype(np.float32)), BAND)
 
 
 @settings(max_examples=20, deadline=None)
@@ -62,7 +57,7 @@ def test_a_split_changes_nothing(T: int, data: st.DataObject) -> None:
     x, S = inputs("mixed", T, seed=T), np.ones((1, H, N, N))
     first, middle = in_torch([*(z[:, :cut] for z in x[:4]), x[4]], S)
     second, last = in_torch([*(z[:, cut:] for z in x[:4]), x[4]], middle)
-    assert_equal((np.concatenate([first, second], axis=1), last), in_torch(x, S), 2 * BAND)
+    assert_near((np.concatenate([first, second], axis=1), last), in_torch(x, S), 2 * BAND)
 
 
 def test_a_decay_that_forgets_everything_leaves_nothing_behind() -> None:
@@ -82,7 +77,7 @@ def test_huge_keys_do_not_leak() -> None:
     x[2] *= np.float32(1e23)
     got = in_torch(x, S)
     assert all(np.isfinite(part).all() for part in got)
-    assert_equal(got, in_float64(x, S))
+    assert_near(got, in_float64(x, S), BAND)
 
 
 def test_the_state_before_is_not_written_to() -> None:

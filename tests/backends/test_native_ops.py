@@ -6,21 +6,11 @@ import torch
 from torch import Tensor
 
 from backends.compiled import linear, recurrence, wkv, wkv_diagonal
-from backends.native import build, library, ops
+from backends.native import library, ops
 from tests.backends.feeding import needs_compiler
 
 BAND = 1e-6
 """Of the largest value, as for the chunks."""
-
-
-@pytest.fixture(params=list(build.SETS))
-def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    needs_compiler()
-    name: str = request.param
-    if not build.processor_flags().issuperset(build.SETS[name]):
-        pytest.skip(f"this processor has no {name}")
-    monkeypatch.setenv("RWKV_NATIVE", name)
-    return name
 
 
 def vectors(B: int, T: int, H: int, N: int, count: int) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """RWKV-4 to 6 and 7a against the official package on random official files: logits and state, both ways of feeding."""
 
 import importlib.util
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ import torch
 from backends import registry
 from backends.base import Array, Ids, State
 from backends.checkpoint import open_checkpoint
-from tests.backends.feeding import F32_BAND, assert_within, fed, ids_for, logits_of
-from tests.backends.official import family
+from tests.backends.feeding import ids_for
+from tests.backends.official import assert_follows, family
 from tests.backends.random_family import Shape, random_model
 
 pytestmark = pytest.mark.skipif(
@@ -45,17 +46,13 @@ def found(folder: Path) -> dict[str, dict[str, Array]]:
 def test_logits_and_state_one_shot_and_token_by_token(
     name: str, backend: str, folder: Path, found: dict[str, dict[str, Array]]
 ) -> None:
-    version, official = name.partition("-")[0], found[name]
+    version = name.partition("-")[0]
     with (
         open_checkpoint(str(folder / f"{name}.pth")) as weights,
         registry.open_session(registry.parse(backend), weights, threads=1) as session,
     ):
         assert weights.facts.version == version
-        for kind, sizes in (("once", [48]), ("steps", [1] * 48)):
-            out = fed(session, IDS, sizes)
-            assert_within(logits_of(out)[0], official[kind], F32_BAND)
-            for i, part in enumerate(theirs(version, session.export_state(out.state))):
-                assert_within(part, official[f"{kind}{i}"], F32_BAND)
+        assert_follows(session, IDS, found[name], partial(theirs, version))
 
 
 def theirs(version: str, state: State) -> list[Array]:

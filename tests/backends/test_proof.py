@@ -12,10 +12,9 @@ from backends.convert import Order
 from backends.errors import InputError, UsageError
 from backends.readers import in_memory
 from backends.weights import Tensor
-from tests.backends.random_model import random_rwkv7
+from tests.backends.files import MODEL
 
 VERSIONS = ("5.1", "5.2", "6", "7", "7a", "7b")
-MODEL = random_rwkv7(C=64, N=32, L=2, V=300)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -16,24 +16,7 @@ from safetensors.torch import save_file
 from backends import readers
 from backends.checkpoint import open_checkpoint
 from backends.errors import InputError
-from tests.backends.files import told
-from tests.backends.random_model import random_rwkv7
-
-MODEL = random_rwkv7(C=64, N=32, L=2, V=300)
-
-
-@pytest.fixture
-def pth(tmp_path: Path) -> Path:
-    path = tmp_path / "model.pth"
-    torch.save(MODEL, path)
-    return path
-
-
-@pytest.fixture
-def st(tmp_path: Path) -> Path:
-    path = tmp_path / "model.safetensors"
-    save_file(MODEL, path)
-    return path
+from tests.backends.files import MODEL, told
 
 
 class _Bomb:

@@ -1,7 +1,5 @@
 """The program for CUDA around its kernels: weights, buffers, launches, sessions. Runs without Triton."""
 
-import gc
-
 import numpy as np
 import pytest
 import torch
@@ -9,17 +7,15 @@ from torch import Tensor
 
 from backends import torch_compiled
 from backends.base import Session, Want
-from backends.compiled import inductor, kernels, packed, step, triton_ops
+from backends.compiled import kernels, packed, step, triton_ops
 from backends.compiled.kernels import Kernels
 from backends.compiled.net import load
-from backends.compiled.parts import Across
 from backends.compiled.switches import Switches
 from backends.torch_compiled import open_torch_compiled
 from tests.backends import numpy_rwkv7, torch_kernels
 from tests.backends.feeding import (
     ALL,
     F32_BAND,
-    assert_close,
     assert_within,
     fed,
     foreign_greedy,
@@ -27,6 +23,7 @@ from tests.backends.feeding import (
     logits_of,
     small_model,
 )
+from tests.backends.program_checks import check_buffers, check_handles, check_one_graph
 from tests.backends.random_model import as_weights, random_rwkv7
 
 PIECES = ([70], [50, 1, 1, 18], [1] * 20 + [50])
@@ -81,18 +78,9 @@ def test_batches_and_heads_in_several_blocks(rows: int, argument: str, monkeypat
 
 def test_a_handle_is_never_written_to() -> None:
     mine = session(small_model())
+    check_handles(mine)
     handle = mine.forward([1, 2, 3], want=ALL).state
-    before = mine.export_state(handle)
-    first = mine.forward([4], handle, ALL)
-    kept = mine.export_state(first.state)
-    again = mine.forward([4], handle, ALL)
-    list(mine.generate([1], None, 4))
-    mine.forward([5], first.state, ALL)
-    assert_close(mine, again, first, limit=0.0)
     assert mine.forward([4], handle, Want(logits="none", state=True)).logits is None
-    for state, same in ((handle, before), (first.state, kept)):
-        for one, other in zip(mine.export_state(state).parts().values(), same.parts().values(), strict=True):
-            assert np.array_equal(one, other)
 
 
 @pytest.mark.parametrize("ahead", [0, 2])
@@ -109,22 +97,7 @@ def test_generation_is_the_inherited_one(ahead: int, monkeypatch: pytest.MonkeyP
 
 def test_buffers_are_used_again_but_not_by_two_at_once() -> None:
     mine = session(small_model())
-    program = mine._opened  # type: ignore[attr-defined]
-    alone = [[int(new[0]) for new in mine.generate([start], None, 6)] for start in (3, 7)]
-    one, other = (mine.generate([start], None, 6) for start in (3, 7))
-    together: tuple[list[int], list[int]] = ([], [])
-    for _ in range(6):
-        together[0].append(int(next(one)[0]))
-        mine.forward([9], want=Want(state=True))
-        together[1].append(int(next(other)[0]))
-    assert list(together) == alone
-    del one, other
-    gc.collect()
-    made = len(program._pool.idle[1])
-    assert made == 3
-    list(mine.generate([3], None, 3))
-    gc.collect()
-    assert len(program._pool.idle[1]) == made
+    check_buffers(mine, steps=6, made=3, between=lambda: mine.forward([9], want=Want(state=True)))
 
 
 def test_skipped_bytes_are_counted() -> None:
@@ -216,26 +189,4 @@ def test_shapes_of_released_models_fill_a_card() -> None:
 
 
 def test_a_layer_is_compiled_once_for_prompts_of_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traced whole, with the recurrence as a call: no break, no second graph for another length."""
-    torch.compiler.reset()
-    calls: list[int] = []
-
-    def look(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
-        calls.append(sum("wkv7_triton" in str(node.target) for node in graph.graph.nodes))
-        return graph
-
-    compiler = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **how: compiler(f, backend=look, **how))
-    mine = session(small_model())
-    program = mine._opened  # type: ignore[attr-defined]
-    net = program._stepper.net
-    fast = inductor._for_any_length(net.block)
-    for T in (60, 75, 130):
-        x = torch.randn(1, T, 64)
-        across = Across(torch.zeros(1, T, dtype=torch.int64), x, torch.randn(1, T, 64))
-        before = net.start(mine.info.model, 1)[1]
-        with torch.no_grad():
-            got, want = fast(x, across, before, net.layers[1]), net.block(x, across, before, net.layers[1])
-        assert torch.allclose(got[0], want[0], atol=1e-5)
-        assert torch.allclose(got[2].wkv, want[2].wkv, atol=1e-5)
-    assert calls == [1]
+    check_one_graph(lambda: session(small_model()), "cpu", monkeypatch)

@@ -1,6 +1,5 @@
 """Single tokens and whole sessions through the kernels in Triton, on a GPU or interpreted."""
 
-import gc
 from collections.abc import Callable
 
 import numpy as np
@@ -15,9 +14,7 @@ from backends.compiled.switches import Switches
 from backends.torch_compiled import open_torch_compiled
 from tests.backends import numpy_rwkv7
 from tests.backends.feeding import (
-    ALL,
     F32_BAND,
-    assert_close,
     assert_within,
     fed,
     foreign_greedy,
@@ -25,6 +22,7 @@ from tests.backends.feeding import (
     logits_of,
     small_model,
 )
+from tests.backends.program_checks import check_buffers, check_handles
 from tests.backends.random_model import as_weights, random_rwkv7
 from tests.backends.triton_here import DEVICE, triton_runs
 
@@ -90,37 +88,11 @@ def test_rows_of_a_batch_are_the_single_rows(B: int, argument: str) -> None:
 
 
 def test_a_handle_is_never_written_to_and_states_are_no_views_of_buffers() -> None:
-    mine = session(tiny(L=1))
-    handle = mine.forward([1, 2, 3], want=ALL).state
-    before = mine.export_state(handle)
-    first = mine.forward([4], handle, ALL)
-    kept = mine.export_state(first.state)
-    again = mine.forward([4], handle, ALL)
-    mine.forward([5], first.state, ALL)
-    assert_close(mine, again, first, limit=0.0)
-    for state, same in ((handle, before), (first.state, kept)):
-        for mine_part, part in zip(mine.export_state(state).parts().values(), same.parts().values(), strict=True):
-            assert np.array_equal(mine_part, part)
+    check_handles(session(tiny(L=1)))
 
 
 def test_generators_side_by_side_do_not_meet() -> None:
-    """Buffers of a batch size are used again, but not by two at once."""
-    mine = session(tiny(L=1), argument="sparse=0")
-    program = mine._opened  # type: ignore[attr-defined]
-    alone = [[int(new[0]) for new in mine.generate([start], None, 4)] for start in (3, 7)]
-    one, other = (mine.generate([start], None, 4) for start in (3, 7))
-    together: tuple[list[int], list[int]] = ([], [])
-    for _ in range(4):
-        together[0].append(int(next(one)[0]))
-        together[1].append(int(next(other)[0]))
-    assert list(together) == alone
-    del one, other
-    gc.collect()
-    made = len(program._pool.idle[1])
-    assert made == 2
-    list(mine.generate([3], None, 3))
-    gc.collect()
-    assert len(program._pool.idle[1]) == made
+    check_buffers(session(tiny(L=1), argument="sparse=0"), steps=4, made=2)
 
 
 @pytest.mark.parametrize("ahead", [0, 2])
@@ -246,14 +218,3 @@ def test_what_the_kernels_do_not_serve_is_said(monkeypatch: pytest.MonkeyPatch) 
     assert "head sizes (16, 32, 64), not 8" in kernels.obstacle(odd, here, on)
     monkeypatch.setenv("RWKV_TRITON", "0")
     assert not isinstance(session(tiny())._opened, Kernels)  # type: ignore[attr-defined]
-
-
-def test_shapes_of_released_models_fill_a_card() -> None:
-    """Every product of the decode step of 1.5B to 7.2B has at least two blocks for each of 132 processors."""
-    for C in (2048, 2560, 4096):
-        for rows, depth in ((3 * C + 288, C), (C, C), (4 * C, C), (C, 4 * C), (65536, C)):
-            stack = packed.Stack.__new__(packed.Stack)
-            stack.rows, stack.depth = rows, depth
-            tile = step.tile_for(stack, 1)
-            assert rows // tile.rows >= 2 * 132
-            assert tile.rows * tile.depth == step.AT_ONCE

@@ -6,8 +6,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from backends.compiled import block, recurrence, triton_ops, wkv
-from backends.compiled.parts import Across
-from tests.backends.feeding import opened, small_model
+from backends.torch_compiled import open_torch_compiled
+from tests.backends.feeding import small_model
+from tests.backends.program_checks import check_one_graph
+from tests.backends.random_model import as_weights
 from tests.backends.triton_here import DEVICE, triton_runs
 
 __all__ = ["triton_runs"]
@@ -116,28 +118,5 @@ def test_the_operator_keeps_torchs_rules(T: int) -> None:
 
 
 def test_a_layer_is_compiled_once_for_prompts_of_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traced whole, with the recurrence as a call: no break, no second graph for another length."""
-    from backends.compiled import inductor
-
-    torch.compiler.reset()
-    calls: list[int] = []
-
-    def look(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
-        calls.append(sum("wkv7_triton" in str(node.target) for node in graph.graph.nodes))
-        return graph
-
-    compiler = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **how: compiler(f, backend=look, **how))
-    session = opened(small_model())
-    program = session._opened  # type: ignore[attr-defined]
-    net = program._stepper.net
-    fast = inductor._for_any_length(net.block)
-    for T in (60, 75, 130):
-        x = torch.randn(1, T, 64).to(DEVICE)
-        across = Across(torch.zeros(1, T, dtype=torch.int64, device=DEVICE), x, torch.randn(1, T, 64).to(DEVICE))
-        before = net.start(session.info.model, 1)[1]
-        with torch.no_grad():
-            got, want = fast(x, across, before, net.layers[1]), net.block(x, across, before, net.layers[1])
-        assert torch.allclose(got[0], want[0], atol=1e-5)
-        assert torch.allclose(got[2].wkv, want[2].wkv, atol=1e-5)
-    assert calls == [1]
+    weights = as_weights(small_model())
+    check_one_graph(lambda: open_torch_compiled(weights, device=DEVICE, dtype="f32", threads=0), DEVICE, monkeypatch)

@@ -60,6 +60,20 @@ class Right(Broken):
         self.info = replace(self.info, abilities=self.info.abilities | {"sampler"})
 
 
+class Dies(EquationSession):
+    """Answers so many calls, then dies."""
+
+    def __init__(self, weights: Weights, calls: int) -> None:
+        super().__init__(weights, "dies", "f32", 1)
+        self.left = calls
+
+    def _forward(self, tokens: Ids, state: Any, want: Want) -> Output:
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("out of memory")
+        return super()._forward(tokens, state, want)
+
+
 class WritesIntoItsInput(EquationSession):
     """Changes the handle that it was given."""
 

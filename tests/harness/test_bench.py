@@ -1,8 +1,6 @@
-"""Timing under a clock of its own: interleaving, warm-up, ratios, controls, limits, whose error it is."""
+"""Timing under a clock of its own: interleaving, warm-up, ratios, controls, whose error it is."""
 
 from collections.abc import Iterator
-from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,64 +9,9 @@ import pytest
 from backends.base import Ids, Sampler
 from backends.errors import BackendError
 from harness import bench, cells, energy
-from harness.cells import Cell, Plan, Sample
-from harness.limits import Limits, Work
-from reports.record import Measurement, Observation
-from tests.harness.stub import QUIET, Stub, context
-
-OPTIONS: dict[str, Any] = {"prefill": [4, 8], "decode": 3, "rounds": 12, "batches": [1]}
-
-
-class Clock:
-    """Time that passes when a session computes."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-        self.order: list[str] = []
-
-    def perf_counter(self) -> float:
-        return self.now
-
-    def session(self, name: str, cost: float, **more: Any) -> Stub:
-        """A session that takes `cost` seconds a token, with half a percent of noise."""
-        noise = np.random.default_rng(hash_of(name))
-
-        def step(tokens: Ids) -> None:
-            self.order.append(name)
-            self.now += cost * tokens.size * (1 + 0.005 * noise.random())
-
-        return Stub(step, **more)
-
-
-def hash_of(name: str) -> int:
-    return sum(map(ord, name))
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(cells, "time", SimpleNamespace(perf_counter=made.perf_counter))
-    monkeypatch.setattr(energy, "counter", lambda device: (None, "not in tests"))
-    return made
-
-
-def rows(
-    sessions: dict[str, Any], limits: Limits | None = None, **options: Any
-) -> tuple[list[Measurement], list[Observation]]:
-    found = list(bench.measure(sessions, context(list(range(20)), **{**OPTIONS, **options}), QUIET, limits))
-    return (
-        [row for row in found if isinstance(row, Measurement)],
-        [row for row in found if isinstance(row, Observation)],
-    )
-
-
-def race(sessions: dict[str, Any], cell: Cell = Cell("prefill", 32, 1), **plan: Any) -> bench.Race:  # noqa: B008
-    settings: dict[str, Any] = {"prefill": (), "decode": 0, "batches": (1,), "control": (), **plan}
-    return bench.run(cell, sessions, context(list(range(9))), Plan(**settings))
-
-
-def of_kind(observations: list[Observation], kind: str) -> list[dict[str, Any]]:
-    return [o.data for o in observations if o.kind == kind]
+from harness.cells import Plan, Sample
+from tests.harness.clock import Clock, of_kind, race, rows
+from tests.harness.stub import Stub
 
 
 def test_every_round_times_every_subject_once_in_an_order_drawn_anew(clock: Clock) -> None:
@@ -217,7 +160,7 @@ def test_drift_of_the_machine_cancels(clock: Clock) -> None:
     assert {data["verdict"] for data in of_kind(observations, "ratio")} <= {"equivalent", "inconclusive"}
 
 
-# ---- the control -----------------------------------------------------------------------------------
+# ---- the control ------------------------------------------------------------------------------
 
 
 def test_on_a_quiet_machine_the_control_is_equivalent_and_verdicts_hold(clock: Clock) -> None:
@@ -246,186 +189,7 @@ def test_on_a_noisy_machine_rounds_go_on_and_verdicts_are_inconclusive(clock: Cl
     assert [(data["verdict"], data["without_control"]) for data in ratios] == [("inconclusive", "slower")] * 2
 
 
-# ---- the machine's limits --------------------------------------------------------------------------
-
-WORK = Work(weights=1000, head=100, products=800, state=40)
-
-
-class FakeProbe:
-    """Reads, copies and multiplies at a given rate, and takes its time for that."""
-
-    def __init__(self, clock: Clock, read: float, gemm: float = 1e12) -> None:
-        self.clock, self.rates = clock, (read, gemm)
-
-    def read(self) -> float:
-        self.clock.order.append("probe")
-        self.clock.now += 1.0
-        return self.rates[0]
-
-    def gemm(self, dtype: str) -> float:
-        assert dtype == "f32"
-        return self.rates[1]
-
-    def copy(self) -> float:
-        return 7.0
-
-
-def limits_of(clock: Clock, read: float, gemm: float = 1e12, cache: int = 0) -> Limits:
-    return Limits(WORK, cache, lambda device: FakeProbe(clock, read, gemm))  # type: ignore[arg-type, return-value]
-
-
-def test_a_figure_stands_as_a_share_of_the_limit_probed_in_the_same_rounds(clock: Clock) -> None:
-    limits = limits_of(clock, read=8e6)  # 4080 bytes a token: 0.51 ms, where 1 ms is taken
-    measurements, observations = rows({"a": clock.session("a", 1e-3)}, limits, decode=32, prefill=[], probe=True)
-    (data,) = of_kind(observations, "samples")
-    assert data["fraction"] == pytest.approx(0.51, rel=0.01)
-    assert data["fraction_low"] <= data["fraction"] <= data["fraction_high"]
-    assert (data["bound"], data["invalid"]) == ("memory", False)
-    assert len(data["limit_seconds"]) == len(data["seconds"]) == clock.order.count("probe") - 1
-    (shown,) = of_kind(observations, "limits")
-    assert (shown["device"], set(shown["read"]), set(shown["copy"])) == ("cpu", {8e6}, {7.0})
-    assert next(m.value for m in measurements if m.name == "decode_T32_B1_of_limit") == data["fraction"]
-
-
-def test_prompts_are_held_against_arithmetic(clock: Clock) -> None:
-    limits = limits_of(clock, read=1e12, gemm=1.6e6)  # 1600 operations a token, 200 for the head: 32.125 ms
-    _, observations = rows({"a": clock.session("a", 1e-3)}, limits, decode=0, prefill=[32], probe=True)
-    (data,) = of_kind(observations, "samples")
-    assert data["bound"] == "arithmetic"
-    assert data["fraction"] == pytest.approx(32.125 / 32, rel=0.01)
-
-
-def test_more_than_the_machine_can_do_is_invalid_unless_skipped_bytes_explain_it(clock: Clock) -> None:
-    sessions = {"base": clock.session("base", 1e-3), "b": clock.session("b", 0.25e-3)}
-    limits = limits_of(clock, read=8e6)
-    _, observations = rows(sessions, limits, decode=32, prefill=[], probe=True)
-    by_name = {o.subject: o.data for o in observations if o.kind == "samples"}
-    assert (by_name["base"]["invalid"], by_name["b"]["invalid"]) == (False, True)
-    assert [data["verdict"] for data in of_kind(observations, "ratio")] == ["invalid"]
-    sessions["b"].skipped_bytes = 2400
-    _, observations = rows(sessions, limits, decode=32, prefill=[], probe=True)
-    assert not any(data["invalid"] for data in of_kind(observations, "samples"))
-    assert [data["verdict"] for data in of_kind(observations, "ratio")] == ["faster"]
-
-
-def test_it_is_said_why_there_is_no_limit(clock: Clock) -> None:
-    def words(limits: Limits, session: Stub) -> str:
-        _, observations = rows({"a": session}, limits, decode=8, prefill=[], probe=True)
-        (data,) = of_kind(observations, "samples")
-        assert "fraction" not in data
-        return str(data["no_limit"])
-
-    assert "cache of 1 MiB" in words(limits_of(clock, 8e6, cache=1 << 20), clock.session("a", 1e-3))
-    quantised = clock.session("a", 1e-3)
-    quantised.own_file = "it reads a file of its own"
-    assert words(limits_of(clock, 8e6), quantised) == "it reads a file of its own"
-    elsewhere = clock.session("a", 1e-3, device="npu")
-    assert words(Limits(WORK, 0, missing), elsewhere) == "no probe for npu"
-
-
-def missing(device: str) -> Any:
-    raise BackendError(f"no probe for {device}")
-
-
-def test_without_being_asked_nothing_is_probed(clock: Clock) -> None:
-    _, observations = rows({"a": clock.session("a", 1e-3)}, limits_of(clock, 8e6))
-    assert "probe" not in clock.order
-    assert not of_kind(observations, "limits")
-
-
-# ---- positions -------------------------------------------------------------------------------------
-
-
-def test_latency_by_position(clock: Clock) -> None:
-    measurements, observations = rows({"a": clock.session("a", 1e-3)}, positions=[1024, 0, 256])
-    (found,) = of_kind(observations, "latency")
-    assert found["position"] == [0, 256, 1024]
-    assert found["ms"] == pytest.approx([1.0] * 3, rel=0.01)  # milliseconds
-    assert all(low <= ms <= high for low, ms, high in zip(found["low"], found["ms"], found["high"], strict=True))
-    assert found["cost"] == "constant"
-    (growth,) = (m for m in measurements if m.name == "cost_growth")
-    assert growth.value == pytest.approx(0, abs=0.02)
-    assert growth.where.startswith("from position 0 to 1024: ")
-
-
-def test_a_machine_that_slows_down_is_no_growth(clock: Clock) -> None:
-    """Ever longer tokens, wherever they stand."""
-
-    def tired(tokens: Ids) -> None:
-        clock.now += 1e-3 * 1.003 ** (1e3 * (clock.now - 100)) * tokens.size
-
-    _, observations = rows({"a": Stub(tired)}, positions=[0, 8, 16], prefill=[], decode=0)
-    (found,) = of_kind(observations, "latency")
-    assert max(found["samples"][0]) > 1.1 * min(found["samples"][0])
-    assert found["cost"] == "constant"
-
-
-def test_short_tokens_are_repeated_until_a_turn_has_a_length(clock: Clock) -> None:
-    _, observations = rows({"a": clock.session("a", 1e-4)}, positions=[0, 8], least=0.002)
-    (found,) = of_kind(observations, "latency")
-    assert found["tokens_a_sample"] == 20
-
-
-class Attentive(Stub):
-    """Attention in disguise: every token costs more than the one before."""
-
-    def __init__(self, clock: Clock) -> None:
-        super().__init__()
-        self.clock, self.reached = clock, 0
-
-    def _forward(self, tokens: Ids, state: Any, want: Any) -> Any:
-        reached = (state or 0) + tokens.size
-        self.clock.now += 1e-3 * (1 + reached / 1000)
-        return bench_output(super()._forward(tokens, state, want), reached)
-
-
-def bench_output(out: Any, reached: int) -> Any:
-    return replace(out, state=reached)
-
-
-def test_a_cost_that_grows_is_seen(clock: Clock) -> None:
-    measurements, observations = rows({"a": Attentive(clock)}, positions=[0, 500, 1000])
-    (found,) = of_kind(observations, "latency")
-    assert found["cost"] == "grows"
-    assert found["ms"] == pytest.approx([1.003, 1.503, 2.003], rel=0.01)
-    assert next(m.value or 0 for m in measurements if m.name == "cost_growth") > 0.5
-
-
-def test_positions_are_reached_to_the_token(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also beyond one call's worth of tokens, and the kept states are fed again and again."""
-    reached: list[int] = []
-    session = Attentive(clock)
-    whole = session._forward
-
-    def forward(tokens: Ids, state: Any, want: Any) -> Any:
-        reached.append(state or 0)
-        return whole(tokens, state, want)
-
-    monkeypatch.setattr(session, "_forward", forward)
-    _, observations = rows({"a": session}, positions=[0, 7, 1200], prefill=[], decode=0)
-    (found,) = of_kind(observations, "latency")
-    turns = reached[4:]  # 7 tokens, then 512, 512 and 169 more lead there
-    assert reached[:4] == [0, 7, 519, 1031]
-    assert {turns[i] for i in range(0, len(turns), 4)} == {0, 7, 1200}
-    assert all(turns[i + 3] - turns[i] == 3 for i in range(0, len(turns), 4))
-    assert [len(each) for each in found["samples"]] == [24, 24, 24]
-
-
-def test_one_position_has_no_growth_and_none_no_latency(clock: Clock) -> None:
-    measurements, observations = rows({"a": clock.session("a", 1e-3)}, positions=[64])
-    assert len(of_kind(observations, "latency")) == 1
-    assert not [m for m in measurements if m.name == "cost_growth"]
-    _, observations = rows({"a": clock.session("a", 1e-3)}, positions=[])
-    assert not of_kind(observations, "latency")
-
-
-def test_slow_subjects_are_looked_at_less_often(clock: Clock) -> None:
-    _, observations = rows({"a": clock.session("a", 2.0)}, positions=[0, 1])
-    (found,) = of_kind(observations, "latency")
-    assert len(found["samples"][0]) == 2  # rounds
-
-
-# ---- who takes part --------------------------------------------------------------------------------
+# ---- who takes part ---------------------------------------------------------------------------
 
 
 def test_who_cannot_batch_is_left_out_of_batches(clock: Clock) -> None:

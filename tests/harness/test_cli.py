@@ -200,10 +200,10 @@ def test_a_subject_that_writes_into_its_input_is_caught(command: Command) -> Non
 
 
 def test_130_keeps_what_was_measured_and_resume_goes_on(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    from harness import stages
+    from harness import candidates
 
     seen: list[str] = []
-    original = stages._unit
+    original = candidates._unit
 
     def interrupted(ledger, session, found, context, truth, name):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
         seen.append(context.case.name)
@@ -212,7 +212,7 @@ def test_130_keeps_what_was_measured_and_resume_goes_on(command: Command, monkey
         original(ledger, session, found, context, truth, name)
 
     arguments = ("validate", "--backend", "right", "--suite", "logits", *QUICK)
-    monkeypatch.setattr(stages, "_unit", interrupted)
+    monkeypatch.setattr(candidates, "_unit", interrupted)
     done = command(*arguments)
     assert done.code == 130
     assert "--resume" in done.err

@@ -165,12 +165,6 @@ def test_long_questions_are_fed_in_portions() -> None:
 
 
 @pytest.fixture(scope="module")
-def weights() -> Iterator[Weights]:
-    with open_checkpoint("conformance") as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
 def session(weights: Weights) -> Iterator[Session]:
     with open_session(parse("torch-cpu-f32"), weights, 1) as opened:
         yield opened

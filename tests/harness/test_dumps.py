@@ -11,26 +11,16 @@ from backends.dumps import Dump
 from backends.errors import InputError
 from harness.dumps import read
 from reports.record import Record
+from tests.harness.saved_things import candle_mi, write
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 LOGITS = np.array([0.5, -1.25, 3.0, 2.0], dtype=np.float32)
-
-
-def candle_mi(**changes: Any) -> dict[str, Any]:
-    rows = [{"token_id": i, "token": f"t{i}", "probability": 0.5 / i, "logit": 9.0 - i} for i in range(1, 11)]
-    plain = {"model_id": "m", "test_prompt": "a b", "token_ids": [7, 8], "token_strings": ["a", " b"]}
-    return {**plain, "top_predictions": rows, "generated_token_ids": [1, 2], **changes}
 
 
 def dump(path: Path) -> Dump:
     found = read(path)
     assert isinstance(found, Dump)
     return found
-
-
-def write(path: Path, content: Any) -> Path:
-    path.write_text(json.dumps(content))
-    return path
 
 
 def test_candle_mi_json(tmp_path: Path) -> None:

@@ -1,9 +1,14 @@
 """The lines about named tensors against the equations' own tables."""
 
+from typing import Any
+
 import pytest
 
+from backends.base import Want
 from backends.registry import EQUATIONS
+from harness.diagnose import Clinic
 from harness.formulas import formula, formulas
+from harness.replay import Out
 from tests.harness.shorts import short_names
 
 
@@ -24,3 +29,14 @@ def test_a_version_has_its_own_lines_and_those_it_shares() -> None:
 def test_nothing_is_said_of_what_is_not_known() -> None:
     assert formula("no such tensor") == formula("att.w", "3") == ""
     assert formulas("3") == {}
+
+
+def test_every_named_tensor_has_its_formula(clinic: Clinic) -> None:
+    trace = clinic.truth.forward([1], want=Want(trace=("*",))).trace
+    assert list(formulas()) == list(dict.fromkeys(Out(name, 0, 0, 0).short for name in _ordered(trace)))
+    assert formula("no such tensor") == ""
+
+
+def _ordered(trace: Any) -> list[str]:
+    """As evaluated, of layer 1, which has every tensor."""
+    return [name for name in trace if not name.startswith("blocks.") or name.startswith("blocks.1.")]

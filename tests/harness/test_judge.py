@@ -13,7 +13,7 @@ from backends.errors import HarnessError, UsageError
 from harness import judge as module
 from harness import suite
 from harness.judge import BOUNDS, Criterion, Profile, again, judge, load, parse, profiles
-from harness.stages import measure_of
+from harness.truth import measure_of
 from reports.record import Measurement, Observation, Outcome, Record, Subject, Verdict
 from tests.harness import fakes
 from tests.harness.stub import measured, small_suites

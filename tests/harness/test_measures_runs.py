@@ -14,6 +14,7 @@ from backends.weights import Weights
 from harness.measures import consistency, generation, state
 from harness.measures.base import Context
 from tests.backends.random_model import as_weights, random_rwkv7
+from tests.harness import fakes
 from tests.harness.stub import Stub, context, evidence, numbers, where
 
 TEXT = list(b"The same river, twice and twice again.")
@@ -64,16 +65,6 @@ class Moody(EquationSession):
         return replace(out, logits=None if out.logits is None else out.logits + 1e-3 * self.calls)
 
 
-class WritesIntoItsInput(EquationSession):
-    """Changes the handle that it was given."""
-
-    def _forward(self, tokens: Ids, state: Any, want: Want) -> Output:
-        if state is not None:
-            for tensor in state.tensors.values():
-                tensor.add_(0.5)
-        return super()._forward(tokens, state, want)
-
-
 def matrix(session: Any) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
     around = context(TEXT, **WAYS)
     (sample,) = consistency.collect(session, around, {})
@@ -114,8 +105,8 @@ def test_answers_that_change_show_in_the_repeat(weights: Weights) -> None:
 
 
 def test_writing_into_the_input_state_shows(weights: Weights) -> None:
-    _, found = matrix(WritesIntoItsInput(weights, "writes", "f32", 1))
-    assert found["input_state_moved"] == pytest.approx(1.0)
+    _, found = matrix(fakes.WritesIntoItsInput(weights, "writes", "f32", 1))
+    assert found["input_state_moved"] == pytest.approx(2.0)
 
 
 def test_last_logits_are_compared_where_there_are_no_others(right: EquationSession) -> None:

@@ -3,7 +3,6 @@
 import json
 import shlex
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from backends.base import Ids, Output, Want
 from backends.errors import InputError
-from backends.reference.session import EquationSession
 from backends.tape import Tape
 from harness import recorded
 from harness.job import Job, make_job
@@ -25,15 +22,9 @@ from tests.harness.stub import small_suites
 
 PORT = Path(__file__).parents[1] / "backends" / "numpy_server.py"
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SUITES = ("tokenization", "logits", "distribution", "stepwise", "consistency", "generation", "state", "layers")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def quiet(_: Any) -> None:
@@ -169,22 +160,10 @@ def test_somebody_elses_folder_is_left_alone(command: Command, tmp_path: Path) -
     assert "holds something else" in told.err
 
 
-class Dies(EquationSession):
-    """Answers the first call."""
-
-    left = 1
-
-    def _forward(self, tokens: Ids, state: Any, want: Want) -> Output:
-        self.left -= 1
-        if self.left < 0:
-            raise RuntimeError("out of memory")
-        return super()._forward(tokens, state, want)
-
-
 @pytest.mark.usefixtures("small")
 def test_what_broke_is_counted_and_replayed(command: Command, tmp_path: Path) -> None:
     out = str(tmp_path / "rec")
-    with fakes.registered(dies=lambda weights: Dies(weights, "dies", "f32", 1)):
+    with fakes.registered(dies=lambda weights: fakes.Dies(weights, 1)):
         told = command("record", "--backend", "dies", "--suite", "logits,sampling", "--out", out, "--no-diagnosis")
     assert told.code == 0
     assert "2 unsupported" in told.out

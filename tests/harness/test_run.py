@@ -12,7 +12,7 @@ from backends.base import Ids, Output, Want
 from backends.errors import BackendError
 from backends.reference.session import EquationSession
 from backends.weights import Weights
-from harness import bench, cli, envelope, stages, suite
+from harness import bench, candidates, cli, envelope, suite
 from harness.job import Job, make_job
 from harness.run import job_key
 from reports import render
@@ -26,20 +26,6 @@ ALL = ("tokenization", "logits", "distribution", "stepwise", "consistency", "gen
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     small_suites(monkeypatch)
-
-
-class Dies(EquationSession):
-    """Dies at the call of that number, and ever after."""
-
-    def __init__(self, weights: Weights, at: int) -> None:
-        super().__init__(weights, "dies", "f32", 1)
-        self.left = at
-
-    def _forward(self, tokens: Ids, state: Any, want: Want) -> Output:
-        self.left -= 1
-        if self.left < 0:
-            raise RuntimeError("out of memory")
-        return super()._forward(tokens, state, want)
 
 
 @pytest.fixture
@@ -56,7 +42,7 @@ def dies_when_timed() -> Iterator[None]:
 
 @pytest.fixture
 def registered() -> Iterator[None]:
-    with fakes.registered(dies_later=lambda w: Dies(w, 3)):
+    with fakes.registered(dies_later=lambda w: fakes.Dies(w, 3)):
         yield
 
 
@@ -192,7 +178,7 @@ def test_nothing_is_asked_of_the_reference_where_nothing_is_compared_with_it() -
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, error: BaseException, after: int, *subjects: str) -> Record:
     """The record of a run that ended at a candidate's unit of that number."""
-    original, left, kept = stages._unit, [after], list[Record]()
+    original, left, kept = candidates._unit, [after], list[Record]()
 
     def unit(*arguments: Any) -> None:
         if not left[0]:
@@ -200,10 +186,10 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, error: BaseException, after: in
         left[0] -= 1
         original(*arguments)
 
-    monkeypatch.setattr(stages, "_unit", unit)
+    monkeypatch.setattr(candidates, "_unit", unit)
     with pytest.raises(type(error)):
         measured(*subjects, suites=("logits", "stepwise"), keep=kept.append)
-    monkeypatch.setattr(stages, "_unit", original)
+    monkeypatch.setattr(candidates, "_unit", original)
     return Record.from_json(kept[-1].to_json())
 
 
@@ -248,7 +234,7 @@ def _marked(m: Measurement) -> Measurement:
 @pytest.mark.usefixtures("registered")
 def test_resuming_does_not_run_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = measured("right", suites=("logits",))
-    monkeypatch.setattr(stages, "_unit", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(candidates, "_unit", lambda *_: pytest.fail("measured again"))
     monkeypatch.setattr(envelope, "measure_envelope", lambda *_: pytest.fail("honest runs again"))
     record = measured("right", suites=("logits",), earlier=whole)
     assert record.verdicts == whole.verdicts

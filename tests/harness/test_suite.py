@@ -7,7 +7,7 @@ import pytest
 from backends.errors import HarnessError, UsageError
 from backends.tokenizer import open_tokenizer
 from harness import suite
-from harness.stages import measure_of
+from harness.truth import measure_of
 
 LANGUAGES = {"en", "zh", "fr", "es", "de", "pt", "ru", "it", "ja", "ko", "vi", "ar"}
 """What the RWKV World models are trained for."""

@@ -1,110 +1,25 @@
-"""The stages of a run: the truth, honest runs, candidates. Each writes into the ledger."""
+"""The honest runs of a run: how far every case may land in every number format. Writes into the ledger."""
 
-import importlib
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, suppress
-from dataclasses import replace
+from contextlib import ExitStack
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from backends.base import DTYPES, Session
-from backends.errors import BackendError, InputError, Unsupported
+from backends.base import Session
+from backends.errors import Unsupported
 from backends.registry import open_session, parse
-from harness import envelope, opening, suite
+from harness import envelope, suite
 from harness.ahead import ahead
 from harness.facts import usable_cores
-from harness.ledger import BrokenReferenceError, Ledger, Spreads, info_facts, one_line, planned
-from harness.measures.base import Context, Measure, Sample, Spread
+from harness.ledger import Ledger, Spreads, info_facts
+from harness.measures.base import Context, Sample, Spread
 from harness.shelf import Found
 from harness.suite import Case, Suite
 from harness.together import side_by_side
+from harness.truth import SPEED, measure_of, truth_of, units
 from reports.record import Measurement, Observation, Subject
-
-SPEED = "speed"
-
-COLUMNED = ("logits", "generation")
-"""Suites whose tables have a column for the reference."""
-
-
-def units(ledger: Ledger) -> Iterator[tuple[Suite, Case]]:
-    """Every case of every suite but speed, in order."""
-    for found in ledger.plan or map(suite.load, ledger.job.suites):
-        if found.name != SPEED:
-            yield from ((found, case) for case in found.cases)
-
-
-def measure_of(found: Suite) -> Measure:
-    """The measure module of a suite."""
-    return cast(Measure, importlib.import_module(f"harness.measures.{found.measure}"))
-
-
-def truth_of(ledger: Ledger, session: Session, found: Suite, case: Case) -> Sample:
-    """The reference's sample of a case, computed when first asked for; a second program's where a suite has one.
-
-    Raises:
-        Unsupported: the reference has not what the suite needs.
-        BrokenReferenceError: it broke.
-    """
-    key = (found.name, case.name)
-    if key not in ledger.truths:
-        ledger.truths[key] = _truth(ledger, session, found, case)
-    return ledger.truths[key]
-
-
-def _truth(ledger: Ledger, session: Session, found: Suite, case: Case) -> Sample:
-    measure, context = measure_of(found), ledger.context(case)
-    if hasattr(measure, "independent"):
-        sample: Sample = measure.independent(context)
-        return sample
-    if getattr(measure, "ALONE", False):
-        return {}
-    require(found, session, f"the reference {ledger.job.reference}")
-    try:
-        return measure.collect(session, context, None)[0]
-    except Exception as error:  # a backend may break in any way
-        name = ledger.job.reference
-        raise BrokenReferenceError(
-            f"the reference {name} broke on {found.name}, {case.name}: {one_line(error)}"
-        ) from error
-
-
-def truths(ledger: Ledger, session: Session) -> None:
-    """All truths that will be asked for, at once, where the reference reads its weights again for every call."""
-    if not session.streams:
-        return
-    done, columns = ledger.done(), {(o.suite, o.case) for o in ledger.observations if o.subject == ledger.job.reference}
-    wanted = [
-        (found, case)
-        for found, case in units(ledger)
-        if any((found.name, case.name, name) not in done for name in ledger.job.subjects)
-        or (found.name in COLUMNED and (found.name, case.name) not in columns)
-    ]
-    ledger.progress(f"{ledger.job.reference}: {len(wanted)} cases, layer by layer")
-    side_by_side(session, [partial(_early, ledger, found, case) for found, case in wanted])
-
-
-def _early(ledger: Ledger, found: Suite, case: Case, session: Session) -> None:
-    with suppress(Unsupported):  # said where somebody needs it
-        truth_of(ledger, session, found, case)
-
-
-def require(found: Suite, session: Session, who: str = "this backend") -> None:
-    """Raise Unsupported where a session has not all that a suite needs."""
-    missing = [ability for ability in found.needs if ability not in session.info.abilities]
-    if missing:
-        raise Unsupported(f"the suite needs {', '.join(missing)}, which {who} does not offer")
-
-
-def reference_evidence(ledger: Ledger, session: Session) -> None:
-    """Tables that have a column for the reference need its evidence too."""
-    kept = {(o.suite, o.case) for o in ledger.observations if o.subject == ledger.job.reference}
-    for found, case in units(ledger):
-        if found.name in COLUMNED and (found.name, case.name) not in kept:
-            truth = truth_of(ledger, session, found, case)
-            for kind, data in measure_of(found).observe(truth, truth, ledger.context(case)):
-                ledger.observations.append(Observation(found.name, case.name, ledger.job.reference, kind, data))
 
 
 def envelopes(ledger: Ledger, truth_session: Session) -> Spreads:
@@ -233,65 +148,6 @@ def _known_spreads(ledger: Ledger, found: str, case: str, subject: str) -> dict[
     return {}
 
 
-def candidate(ledger: Ledger, stack: ExitStack, name: str, truth_session: Session, spreads: Spreads) -> Session | None:
-    """Run one candidate through all suites; it stays open if its speed will be asked for."""
-    done = ledger.done()
-    todo = [(f, c) for f, c in units(ledger) if (f.name, c.name, name) not in done]
-    if not todo and SPEED not in ledger.job.suites:
-        return None
-    ledger.progress(f"opening {name}")
-    try:
-        session = _opened(ledger, name)
-        if session.info.dtype not in DTYPES:  # no criterion would look at it
-            session.close()
-            raise BackendError(f"{name} states dtype {session.info.dtype!r}; known: {', '.join(DTYPES)}")
-    except InputError:
-        raise
-    except Exception as error:  # a backend may break in any way; the others go on
-        ledger.subjects[name] = Subject(name, "candidate", planned(name), error=one_line(error))
-        for found, case in todo:
-            ledger.failed((found.name, case.name, name), error)
-        return None
-    if SPEED in ledger.job.suites:
-        stack.enter_context(session)
-    try:
-        ledger.subjects[name] = Subject(name, "candidate", info_facts(session.info))
-        side_by_side(session, [partial(_case, ledger, truth_session, spreads, name, f, c) for f, c in todo])
-    finally:
-        if SPEED not in ledger.job.suites:
-            session.close()
-    return session if SPEED in ledger.job.suites else None  # whose memory the next one may need
-
-
-def _opened(ledger: Ledger, name: str) -> Session:
-    """A candidate's session; by the clock where speed is asked for."""
-    if SPEED not in ledger.job.suites:
-        return open_session(parse(name), ledger.weights, ledger.threads)
-    tokens = ledger.context(suite.load(SPEED).cases[0]).tokens
-    session, ledger.openings[name] = opening.opened(name, ledger.weights, ledger.threads, tokens)
-    return session
-
-
-def _case(
-    ledger: Ledger, truth_session: Session, spreads: Spreads, name: str, found: Suite, case: Case, session: Session
-) -> None:
-    """One case of one candidate, whatever comes of it."""
-    ledger.progress(f"{found.name} {case.name}: {name}")
-    with ledger.guarded((found.name, case.name, name)):
-        context = _context(ledger, truth_session, found, case, session.info.dtype, spreads)
-        _unit(ledger, session, found, context, truth_of(ledger, truth_session, found, case), name)
-    ledger.save()
-
-
-def _context(ledger: Ledger, truth_session: Session, found: Suite, case: Case, dtype: str, spreads: Spreads) -> Context:
-    """What a measure is told besides the candidate's session."""
-    context = ledger.context(case, spreads.get((found.name, case.name, envelope.honest_id(dtype)), {}))
-    context = replace(context, truth_session=truth_session)
-    if not hasattr(measure_of(found), "bands"):
-        return context
-    return replace(context, bands=partial(bands, ledger, found, context, envelope.honest_format(dtype)))
-
-
 def bands(ledger: Ledger, found: Suite, context: Context, dtype: str, names: tuple[str, ...]) -> Any:
     """What a measure keeps of honest runs beyond single numbers; taken when first asked for.
 
@@ -340,23 +196,3 @@ def _shelved_bands(
     if shelf:
         shelf.keep_arrays(key, measure.arrays_of(taken))
     return taken
-
-
-def _unit(ledger: Ledger, session: Session, found: Suite, context: Context, truth: Sample, name: str) -> None:
-    """One case on one candidate."""
-    require(found, session)
-    measure = measure_of(found)
-    sample = measure.collect(session, context, truth)[0]
-    _check_shapes(sample, truth)
-    numbers = measure.compare(sample, truth, context)
-    evidence = list(measure.observe(sample, truth, context))
-    where = (found.name, context.case.name, name)
-    ledger.measurements += [Measurement(*where, n.name, n.value, n.unit, n.where) for n in numbers]
-    ledger.observations += [Observation(*where, kind, data) for kind, data in evidence]
-
-
-def _check_shapes(sample: Sample, truth: Sample) -> None:
-    """A candidate's logits must have as many columns as the truth's; nothing may broadcast."""
-    got, want = sample.get("logits"), truth.get("logits")
-    if got is not None and want is not None and (got.ndim != 2 or got.shape[1] != want.shape[1]):
-        raise BackendError(f"logits of shape {got.shape}, where the reference has {want.shape}")
