@@ -10,8 +10,8 @@ from harness.job import Job
 from harness.judge import again, load
 from harness.ledger import Ledger, Spreads
 from harness.limits import Limits, work_of
-from harness.stages import SPEED, measure_of, require, truth_of
 from harness.suite import Case, Suite
+from harness.truth import SPEED, measure_of, require, truth_of
 from reports.record import Measurement, Observation, Outcome
 
 GATE = 2
