@@ -97,11 +97,12 @@ def error(got: Array, want: Array) -> Error:
         signed = (got.astype(np.float64) - want).reshape(len(want), -1)
         d = np.abs(signed)
         d[~np.isfinite(d)] = np.inf
-        rms = np.sqrt((d**2).mean(axis=1))
+        largest, squares = d.max(axis=1), np.square(d, out=d)
+        rms, total = np.sqrt(squares.mean(axis=1)), squares.sum()
         power = max(float(np.square(want, dtype=np.float64).sum()), TINY)
-        factor = abs(float((signed * want.reshape(signed.shape)).sum())) / power
-        share = float(np.sqrt((d**2).sum() / power))
-    return Error(rms, d.max(axis=1), np.abs(want).reshape(len(want), -1).max(axis=1), factor, share)
+        factor = abs(float(np.multiply(signed, want.reshape(signed.shape), out=signed).sum())) / power
+        share = float(np.sqrt(total / power))
+    return Error(rms, largest, np.abs(want).reshape(len(want), -1).max(axis=1), factor, share)
 
 
 def errors(trace: Mapping[str, Array], expected: Mapping[str, Array]) -> dict[str, Error]:
@@ -168,11 +169,20 @@ def _smooth(x: Vector) -> Vector:
 def reach(runs: Sequence[Mapping[str, Error]]) -> float:
     """How far one honest run comes from the band of the others, at most, in units of it; NaN of fewer than two."""
     worst = float("nan")
-    for index, run in enumerate(runs):
-        others = band(other for at, other in enumerate(runs) if at != index)
-        tops = [float(ratio.max()) for ratio in ratios(run, others).values()]
+    before, after = _bands(runs), _bands(runs[::-1])[::-1]
+    for run, *sides in zip(runs, before, after, strict=True):
+        tops = [float(ratio.max()) for ratio in ratios(run, band(sides)).values()]
         worst = float(np.fmax(worst, max(tops))) if tops else worst
     return worst
+
+
+def _bands(runs: Sequence[Mapping[str, Error]]) -> list[dict[str, Error]]:
+    """The band of all runs in front of each."""
+    bands, widest = [], dict[str, Error]()
+    for run in runs:
+        bands.append(widest)
+        widest = band([widest, run])
+    return bands
 
 
 def out_of_band(order: Sequence[str], by_tensor: Mapping[str, Vector], limit: float = LIMIT) -> list[Out]:

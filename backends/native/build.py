@@ -94,21 +94,34 @@ def library(instructions: str, dtype: str) -> ctypes.CDLL:
     Raises:
         NoProgramError: there is no compiler, it refuses, or there is no room to keep what it makes.
     """
+    return loaded(SOURCES / "rwkv7.c", f"{instructions}-{dtype}", options(instructions, dtype))
+
+
+def loaded(source: Path, variant: str, told: list[str]) -> ctypes.CDLL:
+    """A C program, built now if it is not kept.
+
+    Args:
+        source: its file; others beside it may be included.
+        variant: what its kept name says besides.
+        told: options of the compiler.
+
+    Raises:
+        NoProgramError: there is no compiler, it refuses, or there is no room to keep what it makes.
+    """
     try:
-        return ctypes.CDLL(str(_built(instructions, dtype)))
+        return ctypes.CDLL(str(_built(source, variant, [*compiler(), *told])))
     except OSError as error:
         raise NoProgramError(f"the C program cannot be kept or loaded ({error})") from error
 
 
-def _built(instructions: str, dtype: str) -> Path:
-    command = [*compiler(), *options(instructions, dtype)]
+def _built(source: Path, variant: str, command: list[str]) -> Path:
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    kept = folder / f"rwkv7-{instructions}-{dtype}-{_key(command)}.so"
+    kept = folder / f"{source.stem}-{variant}-{_key(command, source.parent)}.so"
     if not kept.exists():
         with _locked(kept.with_suffix(".lock")):
             if not kept.exists():
-                _compile(command, kept)
+                _compile(command, source, kept)
     return kept
 
 
@@ -119,10 +132,10 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rwkv-harness" / "native"
 
 
-def _key(command: list[str]) -> str:
-    """Of sources, options and the compiler's version."""
+def _key(command: list[str], sources: Path) -> str:
+    """Of a folder's sources, options and the compiler's version."""
     digest = hashlib.sha256("\0".join(command).encode())
-    for source in sorted(SOURCES.glob("*.[ch]")):
+    for source in sorted(sources.glob("*.[ch]")):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     digest.update(_run([command[0], "--version"]).stdout.encode())
     return digest.hexdigest()[:16]
@@ -141,14 +154,14 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _compile(command: list[str], kept: Path) -> None:
+def _compile(command: list[str], source: Path, kept: Path) -> None:
     """Build beside `kept` and move it there in one step."""
     with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
         made = Path(folder) / kept.name
-        done = _run([*command, str(SOURCES / "rwkv7.c"), "-o", str(made), "-lm"])
+        done = _run([*command, str(source), "-o", str(made), "-lm"])
         if done.returncode:
             said = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or [""]
-            raise NoProgramError(f"{command[0]} refuses {SOURCES.name}/rwkv7.c: {said[0].strip()}"[:200])
+            raise NoProgramError(f"{command[0]} refuses {source.parent.name}/{source.name}: {said[0].strip()}"[:200])
         made.replace(kept)
 
 

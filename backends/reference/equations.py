@@ -17,7 +17,7 @@ from torch import Tensor
 
 from backends.errors import InputError
 from backends.reference.onread import OnRead
-from backends.reference.rows import shared, together
+from backends.reference.rows import in_time, shared, together
 from backends.reference.walk import (
     Carry,
     Equation,
@@ -51,6 +51,7 @@ class Model:
         rounding: applied to every named tensor as (name, value); None leaves it alone.
         weight_dtype: weights pass through this format first ("bf16": as a bf16 file would hold them).
         keep: hold converted weights in memory; False reads each block again when it is its turn.
+        arranged: recurrence, or equation that reads its states -> one that gives the same in less time.
     """
 
     def __init__(
@@ -62,8 +63,10 @@ class Model:
         rounding: Rounding | None = None,
         weight_dtype: str = "",
         keep: bool = True,
+        arranged: Mapping[Equation, Equation] | None = None,
     ) -> None:
         self.weights, self.version, self.dtype = weights, version, DTYPES[dtype]
+        self.arranged = arranged or {}
         self.overrides, self.rounding, self.weight_dtype = overrides or {}, rounding, weight_dtype
         self.heads, self.layers = weights.facts.n_head, weights.facts.n_layer
         self._kept: dict[str, Scope] | None = {} if keep else None
@@ -256,48 +259,53 @@ class Model:
         S = self._first(walk, part, name, scope)
         assert S is not None  # a version states what its recurrences begin with
         B, T = walk.tokens.shape
-        shares = [(torch.arange(B), own)] if self._rounds(full, S) else list(shared(own, B))
+        shares = [(torch.arange(B), own)] if self._rounds(full, S) else list(shared(own, B, self.arranged))
+        states = [S[at] for at, _ in shares] if len(shares) > 1 else [S]
         traced = any(fnmatchcase(full, pattern) for pattern in walk.patterns)
         pieces: dict[str, list[Tensor]] = {n: [] for n in own if n != name or traced}
         fresh: dict[str, list[Tensor]] = {n: [] for n in own if n != name}
         for start in range(0, T, BLOCK):
             block = {p: timed[p][:, start : start + BLOCK] for p in read if p in timed}
             parts = []
-            for at, mine in shares:
-                rows = (S, block) if len(shares) == 1 else (S[at], {p: z[at] for p, z in block.items()})
-                parts.append((at, self._block(full, mine, scope, *rows)))
-            S = together([(at, done[name][:, -1].clone()) for at, done in parts], B)  # a view would hold the block
+            for share, (at, mine) in enumerate(shares):
+                rows = block if len(shares) == 1 else {p: z[at] for p, z in block.items()}
+                states[share], done = self._block(full, mine, scope, states[share], rows, traced)
+                parts.append((at, done))
             for n, found in {**pieces, **fresh}.items():
                 found.append(together([(at, done[n]) for at, done in parts], B))
             if (start + BLOCK) % ROUNDED == 0 or start + BLOCK >= T:
                 for n, found in fresh.items():
                     pieces[n].append(self._rounded(part.prefix + n, torch.cat(found, dim=1)))
                     found.clear()
-        walk.after[full] = S
+        walk.after[full] = together([(at, S) for (at, _), S in zip(shares, states, strict=True)], B).contiguous()
         done = {n: torch.cat(found, dim=1) for n, found in pieces.items()}
         for n, value in done.items():
             walk.keep(part.prefix + n, value)
         return done
 
-    def _block(self, full: str, own: Mapping[str, Equation], scope: Scope, S: Tensor, timed: Scope) -> Scope:
-        """The recurrence `full` from S (b, ...) over a block of tokens and what reads it: tensors (b, n, ...).
+    def _block(
+        self, full: str, own: Mapping[str, Equation], scope: Scope, S: Tensor, timed: Scope, traced: bool
+    ) -> tuple[Tensor, Scope]:
+        """The recurrence `full` from S (b, ...) over a block of tokens: its last state, and what reads its states.
 
-        `own` are the recurrence and its readers, `timed` their other inputs at these tokens, (b, n, ...).
+        `own` are the recurrence and its readers, `timed` their other inputs at these tokens, (b, n, ...). Where the
+        recurrence is `traced` its states (b, n, ...) are among the tensors.
         """
         name = full.rpartition(".")[2]
-        prev, equation = name + "_prev", own[name]
+        prev, equation, rest = name + "_prev", own[name], {n: e for n, e in own.items() if n != name}
         inputs = [p for p in parameters(equation) if p != prev]
         fixed = {p: scope[p] for p in inputs if p not in timed}
         moving = {p: timed[p].unbind(1) for p in inputs if p in timed}
-        n = len(next(iter(moving.values())))
-        states = S.new_empty(len(S), n + 1, *S.shape[1:])
-        states[:, 0] = S
-        for t in range(n):
+        states = [S]
+        for t in range(len(next(iter(moving.values())))):
             now = {p: z[t] for p, z in moving.items()}
-            states[:, t + 1] = self._rounded(full, equation(**{prev: states[:, t]}, **now, **fixed))
-        done = {**scope, **timed, name: states[:, 1:], prev: states[:, :-1]}
-        reading = {n: read(**{p: done[p] for p in parameters(read)}) for n, read in own.items() if n != name}
-        return {name: done[name], **reading}
+            states.append(self._rounded(full, equation(**{prev: states[t]}, **now, **fixed)))
+        done, read = {**scope, **timed}, {p for reader in rest.values() for p in parameters(reader)}
+        kept = {name: states[1:]} if traced or name in read else {}
+        kept |= {prev: states[:-1]} if prev in read else {}
+        done |= {n: in_time(found) for n, found in kept.items()}
+        reading = {n: reader(**{p: done[p] for p in parameters(reader)}) for n, reader in rest.items()}
+        return states[-1], reading | ({name: done[name]} if traced else {})
 
     def _rounds(self, name: str, value: Tensor) -> bool:
         """Whether a tensor is rounded at all; no rows draw no random numbers."""

@@ -13,10 +13,9 @@ from torch import Tensor, linalg
 from torch.nn.functional import layer_norm, linear, softplus
 
 from backends.reference import v5, v6, v7, v7a, v7b
-from backends.reference.equations import Equation
 from backends.reference.rows import ByRow
 from backends.reference.v7 import split
-from backends.reference.walk import Version
+from backends.reference.walk import Equation, Version
 
 
 def column(x: Tensor, heads: int) -> Tensor:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from backends.errors import UsageError
 from backends.reference.forms import varied
 from backends.reference.official import entirely, mixed
+from backends.reference.quick import QUICK
 from backends.reference.rounding import honest
 from backends.reference.session import VERSIONS, EquationSession
 from backends.weights import Weights
@@ -67,7 +68,7 @@ def open_honest(
     state = {} if told.state in ("", "f32") else {"state": told.state}
     rounding = honest(dtype, told.seed, kept, state)
     forms = varied(told.seed, version)
-    session = EquationSession(weights, "honest", "f32", threads, rounding, dtype, forms, shown=dtype)
+    session = EquationSession(weights, "honest", "f32", threads, rounding, dtype, forms, shown=dtype, arranged=QUICK)
     whole = told.form == "official" and dtype != "f32"
     if whole or (dtype == "bf16" and not told.form):  # official f16 divides by zero where a key vanishes
         model = session.model

@@ -6,9 +6,12 @@ honest arithmetic of that format may land from the truth, on this model and thes
 """
 
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
+
+from backends.reference import noise
 
 DROPPED_BITS = 16  # of float32's significand, in bfloat16
 F16_BITS, F16_SMALLEST = 11, -24  # significand with its hidden bit; exponent of the smallest subnormal
@@ -61,11 +64,18 @@ def honest(
         keep: last part of the names that a low-precision port holds in float32.
         apart: last part of a name -> the format that it is held in instead of `dtype` or float32.
     """
-    generator = torch.Generator().manual_seed(seed)
     formats = dict.fromkeys(keep, "") | dict(apart or {})
+    rounded = _stream(seed, {dtype, *formats.values()} - {""})
 
     def rounding(name: str, value: Tensor) -> Tensor:
         form = formats.get(name.rpartition(".")[2], dtype)
-        return ROUNDED[form](value, generator) if form else value
+        return rounded[form](value) if form else value
 
     return rounding
+
+
+def _stream(seed: int, forms: Collection[str]) -> Mapping[str, Callable[[Tensor], Tensor]]:
+    """What rounds to each of some formats, all from one stream; C, where it can, draws what torch does."""
+    generator = torch.Generator().manual_seed(seed)
+    in_c = noise.stream(seed) if noise.FORMATS.keys() >= set(forms) else {}
+    return in_c or {form: partial(ROUNDED[form], generator=generator) for form in forms}

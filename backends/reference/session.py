@@ -41,7 +41,7 @@ class EquationSession(Session):
         backend: registry name, for `info`.
         dtype: short name of the format that the equations are evaluated in.
         threads: of torch; 0 leaves it as it is.
-        rounding, weight_dtype, overrides: see `Model`.
+        rounding, weight_dtype, overrides, arranged: see `Model`.
         shown: number format that `info` states, where rounding makes it another than `dtype`.
     """
 
@@ -55,12 +55,13 @@ class EquationSession(Session):
         weight_dtype: str = "",
         overrides: Mapping[str, Equation] | None = None,
         shown: str = "",
+        arranged: Mapping[Equation, Equation] | None = None,
     ) -> None:
         if threads:
             torch.set_num_threads(threads)
         keep = weights.facts.parameters * DTYPES[dtype].itemsize < KEEP_SHARE * _memory()
         version = VERSIONS[weights.facts.version]
-        self.model = Model(weights, version, dtype, overrides, rounding, weight_dtype, keep)
+        self.model = Model(weights, version, dtype, overrides, rounding, weight_dtype, keep, arranged)
         self.tokenizer = for_model(weights.facts)
         self.streams = not keep
         streamed = () if keep else ("weights are read again block by block for every call: they do not fit in memory",)

@@ -117,12 +117,11 @@ def test_one_build_serves_everybody(kept: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_name_tells_everything_that_a_library_is_made_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "rwkv7.c").write_text("int a;")
-    monkeypatch.setattr(build, "SOURCES", tmp_path)
-    keys = {build._key(["sh", "-O3"]), build._key(["sh", "-O2"])}
+    keys = {build._key(["sh", "-O3"], tmp_path), build._key(["sh", "-O2"], tmp_path)}
     (tmp_path / "rwkv7.c").write_text("int b;")
-    keys.add(build._key(["sh", "-O3"]))
+    keys.add(build._key(["sh", "-O3"], tmp_path))
     monkeypatch.setattr(build, "_run", lambda _: subprocess.CompletedProcess([], 0, "sh 9", ""))
-    keys.add(build._key(["sh", "-O3"]))
+    keys.add(build._key(["sh", "-O3"], tmp_path))
     assert len(keys) == 4
 
 

@@ -110,3 +110,29 @@ def test_a_recurrence_by_row_is_the_row_alone() -> None:
         }
         for what, (mine, other) in pairs.items():
             np.testing.assert_allclose(mine, other, rtol=0, atol=1e-11, err_msg=what)
+
+
+def handed_on(x: Tensor) -> Tensor:
+    return x
+
+
+def one_for_all(x: Tensor) -> Tensor:
+    return x.new_ones(1).expand_as(x)
+
+
+@given(st.sampled_from([handed_on, one_for_all, torch.Tensor.neg]), st.integers(0, 9))
+def test_where_most_rows_agree_the_others_are_put_in_and_nothing_is_written_to(common: Equation, other: int) -> None:
+    def twice(x: Tensor) -> Tensor:
+        return 2 * x
+
+    def most(x: Tensor) -> Tensor:
+        return common(x)
+
+    equation = ByRow(most, lambda B: [twice if row == other else most for row in range(B)])
+    x = torch.randn(10, 3, 4)
+    before = x.clone()
+    got = equation(x=x)
+    assert torch.equal(x, before)
+    want = common(x).clone()
+    want[other] = 2 * x[other]
+    assert torch.equal(got, want)
