@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from backends import catalogue, detect, hub, names, readers, synthetic
+from backends import catalogue, detect, hub, names, readers, synthetic, tokenizer
 from backends.base import ModelFacts
 from backends.errors import InputError
 from backends.readers import Source
@@ -42,7 +42,8 @@ def open_checkpoint(model: str) -> Weights:
     """
     name, _, query = model.partition("?")
     if name in BUILTIN:
-        return assemble(model, BUILTIN[name].make(_seed(model, query)), BUILTIN[name].note)
+        made = assemble(model, BUILTIN[name].make(_seed(model, query)), BUILTIN[name].note)
+        return _speechless(made) if name.startswith("synthetic:") else made
     path = _existing(model)
     return assemble(model, readers.read(path or fetch(model)))
 
@@ -109,6 +110,16 @@ def assemble(name: str, source: Source, note: str = "") -> Weights:
     remarks = [note, source.remark, *_contradictions(facts, source.config)]
     facts = replace(facts, evidence="; ".join([facts.evidence, *filter(None, remarks)]))
     return Weights(facts, detect.canonical(facts, tensors), source.path, source.close, source.forget)
+
+
+def _speechless(made: Weights) -> Weights:
+    """Random weights need no words: where no vocabulary is installed, they open without a tokenizer."""
+    try:
+        if made.facts.tokenizer == "world":
+            tokenizer.find_vocabulary()
+    except InputError:
+        made.facts = replace(made.facts, tokenizer="")
+    return made
 
 
 def not_finite(weights: Weights) -> list[str]:

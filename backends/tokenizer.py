@@ -248,3 +248,12 @@ def open_tokenizer(name: str) -> Tokenizer:
 def for_model(facts: ModelFacts) -> Tokenizer | None:
     """The tokenizer that belongs to a checkpoint; None where none is known for its vocabulary."""
     return open_tokenizer(facts.tokenizer) if facts.tokenizer else None
+
+
+def none_because(facts: ModelFacts) -> str:
+    """Why a checkpoint has no tokenizer, in words."""
+    from backends.detect import tokenizer_for
+
+    if tokenizer_for(facts.vocab_size) == World.name:
+        return "the World vocabulary is not installed (pip install pyrwkv-tokenizer)"
+    return f"no tokenizer is known for this vocabulary of {facts.vocab_size}"

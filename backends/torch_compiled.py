@@ -127,14 +127,14 @@ class _Compiled(Session):
             logits, state = self._run(torch.from_numpy(tokens).to(self._device), None, "last")
             assert logits is not None
             ids = logits[:, -1].argmax(dim=-1, keepdim=True)
-        yield ids[:, 0].cpu().numpy()
-        if most < 2:
-            return
-        with torch.no_grad():
-            steps = self._opened.steps(ids, state)
-            self._take_notes()
-        if ahead := AHEAD[self._device.type]:
-            yield from delivered(steps, Mailbox(len(ids), self._device, ahead), most - 1)
+            first, ahead = ids[:, 0].cpu().numpy(), AHEAD[self._device.type]
+            if most > 1:  # before the first token is given away: what is set up once is no part of decoding
+                steps = self._opened.steps(ids, state)
+                box = Mailbox(len(ids), self._device, ahead)
+                self._take_notes()
+        yield first
+        if most > 1 and ahead:
+            yield from delivered(steps, box, most - 1)
             return
         for _ in range(most - 1):
             steps.advance()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from harness.measures.base import Context
 from harness.noise import Noise, Watch
 from reports.record import Measurement, Observation
 
+T = TypeVar("T")
 Row = Measurement | Observation
 Progress = Callable[[str], None]
 
@@ -36,6 +37,14 @@ class BrokenSubjectError(Exception):
     def __init__(self, subject: str, cause: Exception) -> None:
         super().__init__(subject)
         self.subject, self.cause = subject, cause
+
+
+class BrokenProbeError(Exception):
+    """The probe of a device broke between timings; `cause` is its own error."""
+
+    def __init__(self, device: str, cause: Exception) -> None:
+        super().__init__(device)
+        self.device, self.cause = device, cause
 
 
 @contextmanager
@@ -67,7 +76,11 @@ class Race:
 
 
 def measure(
-    sessions: Mapping[str, Session], context: Context, progress: Progress, limits: Limits | None = None
+    sessions: Mapping[str, Session],
+    context: Context,
+    progress: Progress,
+    limits: Limits | None = None,
+    broken: Callable[[BrokenSubjectError], None] | None = None,
 ) -> Iterator[Row]:
     """Time every cell of the case on every subject.
 
@@ -76,31 +89,66 @@ def measure(
         context: case with the options of `cells.Plan`; tokens to feed.
         progress: told which cell is timed.
         limits: of the machine; None where they are not asked for.
+        broken: told of a subject that breaks. The others begin that one cell again and go on; None ends the race.
 
     Yields:
         Measurements (tokens/s, share of the limit, cost by position), and observations "samples", "ratio", "control",
-        "noise", "limits" and "latency".
+        "noise", "limits" and "latency", each as soon as it is known.
 
     Raises:
-        BrokenSubjectError: a subject broke; it is named.
+        BrokenSubjectError: a subject broke, and `broken` is None.
     """
     plan = Plan.of(context.case.options)
     limits = limits if plan.probe else None
     working: dict[str, dict[str, int]] = {}
-    trusted = True
+    racing, trusted = _Racing(dict(sessions), broken, progress), True
     for cell in plan.cells():
-        able = {name: s for name, s in sessions.items() if cell.batch == 1 or opening.batches(s)}
-        progress(f"speed: {cell.what}, {cell.tokens} tokens, batch {cell.batch}, {len(able)} subjects")
-        if able:
-            race = run(cell, able, context, plan, limits, working)
+        once = partial(run, cell, context=context, plan=plan, limits=limits, working=working)
+        race, able = racing.through(cell, limits, once)
+        if race:
             trusted = _equal(race) if race.control else trusted
             yield from _rows(race, able, context.case.name, limits, trusted)
-    yield from positions.measure(sessions, context, plan, progress, blaming)
-    for name, grown in working.items():
+    for name, session in tuple(racing.sessions.items()):
+        try:
+            yield from positions.measure({name: session}, context, plan, progress, blaming)
+        except BrokenSubjectError as error:
+            racing.without(error)
+    for name in racing.sessions:
         for key, measure in (("own", "working_memory"), ("device", "working_memory_of_device")):
-            if key in grown:
+            if key in working.get(name, {}):
                 where = "largest of all cells"
-                yield Measurement(SUITE, context.case.name, name, measure, float(grown[key]), "bytes", where)
+                yield Measurement(SUITE, context.case.name, name, measure, float(working[name][key]), "bytes", where)
+
+
+@dataclass
+class _Racing:
+    """Who is still in the race."""
+
+    sessions: dict[str, Session]
+    broken: Callable[[BrokenSubjectError], None] | None
+    progress: Progress
+
+    def through(
+        self, cell: Cell, limits: Limits | None, once: Callable[[Mapping[str, Session]], Race]
+    ) -> tuple[Race | None, dict[str, Session]]:
+        """Time a cell, anew without whoever or whatever breaks in it; and who was timed."""
+        while able := {name: s for name, s in self.sessions.items() if cell.batch == 1 or opening.batches(s)}:
+            self.progress(f"speed: {cell.what}, {cell.tokens} tokens, batch {cell.batch}, {len(able)} subjects")
+            try:
+                return once(able), able
+            except BrokenSubjectError as error:
+                self.without(error)
+            except BrokenProbeError as error:
+                assert limits is not None
+                limits.missing[error.device] = f"the probe of {error.device} broke: {error.cause}"
+        return None, able
+
+    def without(self, error: BrokenSubjectError) -> None:
+        """Go on without a subject, where somebody wants to be told."""
+        if self.broken is None:
+            raise error
+        self.broken(error)
+        del self.sessions[error.subject]
 
 
 def run(
@@ -170,8 +218,17 @@ def _probes(sessions: Mapping[str, Session], limits: Limits) -> dict[str, Callab
     devices: dict[str, dict[str, None]] = {}
     for session in sessions.values():
         devices.setdefault(session.info.device, {})[session.info.dtype] = None
-    turns = {device: limits.turn(device, tuple(dtypes)) for device, dtypes in devices.items()}
-    return {f"limits of {device}": turn for device, turn in turns.items() if turn}
+    turns = {
+        device: _probing(device, partial(limits.turn, device, tuple(dtypes))) for device, dtypes in devices.items()
+    }
+    return {f"limits of {device}": partial(_probing, device, turn) for device, turn in turns.items() if turn}
+
+
+def _probing(device: str, asked: Callable[[], T]) -> T:
+    try:
+        return asked()
+    except Exception as error:  # what a subject did to a device may be seen first by the next one to use it
+        raise BrokenProbeError(device, error) from error
 
 
 def _enough(plan: Plan, subjects: tuple[str, ...], again: str, found: Mapping[str, list[Any]]) -> bool:

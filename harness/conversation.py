@@ -59,8 +59,9 @@ def defaults(facts: ModelFacts, sampling: str, preset: Params | None = None) -> 
 def tokenizer_of(session: Session) -> Tokenizer:
     """The session's tokenizer, or an error in words."""
     if session.tokenizer is None:
-        size = session.info.model.vocab_size
-        raise InputError(f"no tokenizer is known for this vocabulary of {size}, so no text can be fed or shown.")
+        from backends.tokenizer import none_because
+
+        raise InputError(f"{none_because(session.info.model)}, so no text can be fed or shown.")
     return session.tokenizer
 
 

@@ -1,5 +1,6 @@
 """The stage speed of a run: who may be timed, against which limits, and what came of it."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from backends import probe
@@ -49,24 +50,36 @@ def speed(ledger: Ledger, truth_session: Session, sessions: dict[str, Session], 
                 else:
                     wrong = BackendError("no speed is stated for a subject whose logits are wrong")
                     ledger.event(unit, Outcome.SKIPPED, wrong)
-        while fit and (broken := _race(ledger, fit, case)):
-            del fit[broken]
+        _race(ledger, fit, case)
 
 
-def _race(ledger: Ledger, fit: dict[str, Session], case: Case) -> str:
-    """Time the subjects against each other; returns who broke, whereupon nothing of this race counts."""
-    rows: list[Measurement | Observation] = []
-    try:
-        for name, session in fit.items():
+def _race(ledger: Ledger, fit: dict[str, Session], case: Case) -> None:
+    """Time the subjects against each other. Rows are kept as they come: what breaks later takes none of them away."""
+    fit = dict(fit)
+
+    def broken(error: bench.BrokenSubjectError) -> None:
+        ledger.failed((SPEED, case.name, error.subject), error.cause)
+
+    for name, session in tuple(fit.items()):
+        try:
             with bench.blaming(name):
-                rows += opening.rows(case.name, name, session, ledger.openings.get(name, {}))
-        rows += bench.measure(fit, ledger.context(case), ledger.progress, _limits(ledger))
-    except bench.BrokenSubjectError as broken:
-        ledger.failed((SPEED, case.name, broken.subject), broken.cause)
-        return broken.subject
-    ledger.measurements += [row for row in rows if isinstance(row, Measurement)]
-    ledger.observations += [row for row in rows if isinstance(row, Observation)]
-    return ""
+                found = list(opening.rows(case.name, name, session, ledger.openings.get(name, {})))
+        except bench.BrokenSubjectError as error:
+            broken(error)
+            del fit[name]
+        else:
+            _keep(ledger, found)
+    if fit:
+        _keep(ledger, bench.measure(fit, ledger.context(case), ledger.progress, _limits(ledger), broken))
+
+
+def _keep(ledger: Ledger, rows: Iterable[Measurement | Observation]) -> None:
+    for row in rows:
+        if isinstance(row, Measurement):
+            ledger.measurements.append(row)
+        else:
+            ledger.observations.append(row)
+        ledger.save()
 
 
 def _limits(ledger: Ledger) -> Limits:

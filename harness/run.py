@@ -132,7 +132,9 @@ def _start(
 def _model_notes(weights: "Weights") -> list[str]:
     if weights.facts.tokenizer:
         return []
-    return ["the vocabulary belongs to no known tokenizer: prompts are fed as their bytes, taken modulo its size"]
+    from backends.tokenizer import none_because
+
+    return [f"{none_because(weights.facts)}: prompts are fed as their bytes, taken modulo its size"]
 
 
 def _measure_all(ledger: Ledger) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from backends.base import Ids
+from backends.compiled.inductor import first_line
 from backends.compiled.net import Net
 from backends.compiled.state import LayerState, NetState
 
@@ -28,6 +29,9 @@ class Buffers(Protocol):
     def load(self, ids: Tensor, state: NetState) -> None:
         """Begin anew, behind a state that is left as it is."""
 
+
+Told = Callable[[str], None]
+"""Told why there is no graph, in words."""
 
 Made = tuple[Buffers, Callable[[], None]]
 """Buffers, and what takes a step over them."""
@@ -72,23 +76,26 @@ class GreedySteps:
     """Tokens to tokens without leaving the device.
 
     On CUDA the step is captured once and replayed; elsewhere `advance` computes it directly, on the same buffers.
+    `failed` is told why where a capture was wanted and could not be had.
 
     Attributes:
         ids: (B, 1) int64, the newest tokens; overwritten by `advance`.
         state: the state before `ids`; overwritten by `advance`.
     """
 
-    def __init__(self, net: Net, ids: Tensor, state: NetState, graph: bool = True) -> None:
+    def __init__(
+        self, net: Net, ids: Tensor, state: NetState, graph: bool = True, failed: Told = lambda _: None
+    ) -> None:
         self._net = net
         self.ids = ids.clone()
         self.state = tuple(LayerState(*(part.clone() for part in layer)) for layer in state)
-        self._advance = replayed(self._step, ids.device, graph)
+        self._advance = replayed(self._step, ids.device, graph, failed)
         self.load(ids, state)  # a warm-up has moved both on
 
     def load(self, ids: Tensor, state: NetState) -> None:
         """Begin anew, behind a state that is left as it is."""
         self.ids.copy_(ids)
-        self._write(state)
+        overwrite(self.state, state)
 
     def advance(self) -> None:
         """Feed `ids`; afterwards `ids` holds the greedy continuation and `state` what came before it."""
@@ -99,33 +106,58 @@ class GreedySteps:
         logits, after = self._net.run(self.ids, self.state, "last")
         assert logits is not None
         self.ids.copy_(logits[:, -1].argmax(dim=-1, keepdim=True))
-        self._write(after)
-
-    def _write(self, state: NetState) -> None:
-        for mine, new in zip(self.state, state, strict=True):
-            for buffer, part in zip(mine, new, strict=True):
-                buffer.copy_(part)
+        overwrite(self.state, after)
 
 
-def replayed(step: Callable[[], None], device: torch.device, graph: bool) -> Callable[[], None]:
+def overwrite(mine: NetState, new: NetState) -> None:
+    """Copy a state into the buffers of another: a launch for a number format, where layer by layer would be many."""
+    pairs: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    for buffers, parts in zip(mine, new, strict=True):
+        for buffer, part in zip(buffers, parts, strict=True):
+            into, source = pairs.setdefault(buffer.dtype, ([], []))
+            into.append(buffer)
+            source.append(part)
+    for into, source in pairs.values():
+        torch._foreach_copy_(into, source)
+
+
+def replayed(
+    step: Callable[[], None], device: torch.device, graph: bool, failed: Told = lambda _: None
+) -> Callable[[], None]:
     """A step over fixed buffers as one CUDA graph; the step itself where there are none or none is wanted.
 
-    Buffers are left as a few steps leave them.
+    Buffers are left as a few steps leave them. Where the capture fails, `failed` is told why, and the step itself does.
     """
-    return _captured(step, device) if graph and device.type == "cuda" else step
+    if not graph or not capturable(device):
+        return step
+    try:
+        return _captured(step, device)
+    except Exception as error:  # a driver, an allocator, a kernel: each fails in its own way
+        failed(f"launch by launch: capture failed ({first_line(error)})")
+        return step
+
+
+def capturable(device: torch.device) -> bool:
+    """Whether a device has graphs."""
+    return device.type == "cuda"
 
 
 def _captured(step: Callable[[], None], device: torch.device) -> Callable[[], None]:  # pragma: no cover - needs a GPU
     with torch.cuda.device(device):
+        before = torch.cuda.current_stream(device)
         side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(device))
+        side.wait_stream(before)
         with torch.cuda.stream(side):
             for _ in range(_WARM_UP):
                 step()
-        torch.cuda.current_stream(device).wait_stream(side)
+        before.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            step()
+        try:
+            with torch.cuda.graph(graph):
+                step()
+        except BaseException:
+            torch.cuda.set_stream(before)  # torch stays on the stream of a capture whose end fails
+            raise
     done: Callable[[], None] = graph.replay
     return done
 

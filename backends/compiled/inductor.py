@@ -80,9 +80,23 @@ class Stepper:
                 net.run(ids, state, "last")
         except Exception as error:  # a compiler fails in its own ways; the plain program is always there
             self._enabled = False
-            self.note = f"runs uncompiled: torch.compile failed ({_first_line(error)})"
+            self.note = f"runs uncompiled: torch.compile failed ({first_line(error)})"
             return self.net
-        return net
+        return replace(net, block=self._while_it_lasts(block))
+
+    def _while_it_lasts(self, block: Block) -> Block:
+        """A compiled layer that gives way to the plain one once the compiler has had enough sets of shapes."""
+
+        def layer(x: Tensor, across: Across, state: Any, p: Any) -> tuple[Tensor, Across, Any]:
+            if self._enabled:
+                try:
+                    return block(x, across, state, p)
+                except torch._dynamo.exc.FailOnRecompileLimitHit:
+                    self._enabled = False
+                    self.note = "runs uncompiled by now: torch.compile gives up after so many sets of shapes"
+            return self.net.block(x, across, state, p)
+
+        return layer
 
 
 def _for_any_length(block: Block) -> Block:
@@ -125,6 +139,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """An error in words that fit into a note."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"[:160]

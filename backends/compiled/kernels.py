@@ -6,7 +6,7 @@ from torch import Tensor
 from backends.base import ModelFacts
 from backends.compiled import triton_ops
 from backends.compiled.block import Layer
-from backends.compiled.graph import Lease, Made, Pool, replayed
+from backends.compiled.graph import Lease, Made, Pool, capturable, replayed
 from backends.compiled.inductor import Stepper
 from backends.compiled.net import load
 from backends.compiled.packed import PackedLayer, packed, packed_ends
@@ -49,7 +49,7 @@ class Kernels:
         zeros = torch.zeros(2, dtype=torch.int64, device=device)
         self._model = Model(weights.facts, DTYPES[dtype], device, layers, ends, zeros)
         self._stepper = Stepper(net, device, prompts=True)
-        self._pool = Pool()
+        self._pool, self._why_no_graph = Pool(), ""
         self.start, self.resume = net.start, net.resume
 
     @property
@@ -60,10 +60,10 @@ class Kernels:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader should know of it."""
-        graph = "one CUDA graph a batch size" if self._switches.graph else "launch by launch"
+        graph = self._why_no_graph or ("one CUDA graph a batch size" if self._switches.graph else "launch by launch")
         found = [
             self._stepper.note,
-            f"single tokens: Triton, {graph if self._device.type == 'cuda' else 'interpreted'}",
+            f"single tokens: Triton, {graph if capturable(self._device) else 'interpreted'}",
         ]
         found += ["embedding table in the host's memory"] if self._switches.embedding else []
         found += ["rows of the channel mix that meet zeros are not read (one row)"] if self._switches.sparse else []
@@ -90,7 +90,14 @@ class Kernels:
         """Begin to decode; buffers, and the graph over them, are kept by batch size."""
 
         def made() -> Made:
-            step = Step(self._model, len(ids))
-            return step, replayed(step.advance, self._device, self._switches.graph)
+            step, zeros = Step(self._model, len(ids)), self._model.zeros
+            counted = zeros.clone()
+            graph = self._switches.graph and not self._why_no_graph
+            advance = replayed(step.advance, self._device, graph, self._no_graph)
+            zeros.copy_(counted)  # steps before a capture are nobody's tokens
+            return step, advance
 
         return self._pool.lease(ids, state, made)
+
+    def _no_graph(self, why: str) -> None:
+        self._why_no_graph = why

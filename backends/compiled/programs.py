@@ -98,7 +98,8 @@ class Layers:
         instead = (
             "only the recurrence is in C" if scans else "no C program" if device.type == "cpu" else "no Triton step"
         )
-        self._why = (f"{instead}: {why}",) if why else ()
+        self._why: tuple[str, ...] = (f"{instead}: {why}",) if why else ()
+        self._why_no_graph = ""
         chunks, comma, more = attention(weights.facts.version).partition(",")
         if scans:
             chunks = f"WKV-{weights.facts.version[0]} token by token in C"
@@ -123,13 +124,18 @@ class Layers:
 
     def steps(self, ids: Tensor, state: NetState) -> Steps:
         """Begin to decode."""
-        graph = self._switches.graph and not self._switches.embedding  # the host looks up rows of its table
+        table = self._switches.embedding  # whose rows the host looks up
+        graph = self._switches.graph and not table and not self._why_no_graph
 
         def made() -> Made:
-            steps = GreedySteps(self._stepper.net_for(ids, state), ids, state, graph)
+            steps = GreedySteps(self._stepper.net_for(ids, state), ids, state, graph, self._no_graph)
             return steps, steps.advance
 
         return self._pool.lease(ids, state, made)
+
+    def _no_graph(self, why: str) -> None:
+        self._why_no_graph = why
+        self._why += (f"decode {why}",)
 
 
 def _in_triton(facts: ModelFacts, device: torch.device, switches: Switches) -> bool:

@@ -13,9 +13,10 @@ from torch import Tensor
 from backends.base import ModelFacts
 from backends.compiled import triton_ops
 from backends.compiled.block import DECAY, KEY_FLOOR
+from backends.compiled.graph import overwrite
 from backends.compiled.packed import ENTRY, TALLEST, PackedEnds, PackedLayer, Stack
 from backends.compiled.parts import GN_EPS, LN_EPS
-from backends.compiled.state import LayerState, NetState, zero_state
+from backends.compiled.state import LayerState, NetState
 
 
 class Tile(NamedTuple):
@@ -97,7 +98,10 @@ class Step:
             return torch.zeros(B, *shape, dtype=dtype, device=model.device)  # zeros: inner rows are padded
 
         self.ids, self.logits = room(1, dtype=torch.int64), room(facts.vocab_size)
-        self.state = zero_state(facts, B, model.dtype, model.device)
+        L, H, N = facts.n_layer, facts.n_head, facts.head_size
+        self._shifts = torch.zeros(2, L, B, C, dtype=model.dtype, device=model.device)
+        self._wkv = torch.zeros(L, B, H, N, N, device=model.device)
+        self.state = _layers(self._shifts, self._wkv)
         self._x, self._h, self._y, self._mixed = room(C), room(C), room(C), room(6, C)
         self._low, self._inner = room(4, C), room(facts.n_ffn)
         self._proj = [room(p.width) for p in model.layers]
@@ -107,13 +111,11 @@ class Step:
     def load(self, ids: Tensor, state: NetState) -> None:
         """Begin anew, behind a state that is left as it is."""
         self.ids.copy_(ids)
-        for mine, new in zip(self.state, state, strict=True):
-            for buffer, part in zip(mine, new, strict=True):
-                buffer.copy_(part)
+        overwrite(self.state, state)
 
     def kept(self) -> NetState:
         """A copy of the state."""
-        return tuple(LayerState(*(part.clone() for part in layer)) for layer in self.state)
+        return _layers(self._shifts.clone(), self._wkv.clone())
 
     @torch.no_grad()
     def advance(self) -> None:
@@ -189,3 +191,9 @@ class Step:
     @property
     def _row_sizes(self) -> dict[str, Any]:
         return {"C": self._model.facts.n_embd, "EPS": LN_EPS, "BLOCK": self._block, "num_warps": 8}
+
+
+def _layers(shifts: Tensor, wkv: Tensor) -> tuple[LayerState, ...]:
+    """Views by layer of what lies in one piece, so that a copy is two launches: (2, L, B, C) and (L, B, H, N, N)."""
+    att, ffn = shifts.unbind()
+    return tuple(map(LayerState, att.unbind(), wkv.unbind(), ffn.unbind()))

@@ -6,6 +6,7 @@ vocabulary, Python's own UTF-8 for bytes. Published ids, where a prompt has them
 
 from backends.base import Session
 from backends.errors import Unsupported
+from backends.tokenizer import none_because
 from harness.measures.base import Context, Evidence, Number, Sample
 from harness.suite import prompts
 
@@ -14,7 +15,7 @@ def collect(session: Session, context: Context, truth: Sample | None, rows: int 
     """Encode the prompt and decode it again with the session's own tokenizer."""
     del truth, rows
     if session.tokenizer is None:
-        raise Unsupported(f"no tokenizer is known for this vocabulary of {context.model.vocab_size}")
+        raise Unsupported(none_because(context.model))
     ids = list(session.tokenizer.encode(context.case.text))
     return [{"ids": ids, "bytes": session.tokenizer.decode_bytes(ids)}]
 
@@ -25,6 +26,8 @@ def independent(context: Context) -> Sample:
     raw = text.encode("utf-8")
     if context.model.tokenizer == "bytes":
         return {"ids": list(raw), "bytes": raw, "by": "Python's UTF-8 encoder"}
+    if not context.model.tokenizer:
+        raise Unsupported(none_because(context.model))
     published = prompts()[context.case.prompt].world
     if published:
         return {"ids": list(published), "bytes": raw, "by": "published ids"}

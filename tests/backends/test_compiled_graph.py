@@ -1,13 +1,17 @@
 """Greedy generation on the device: the same tokens as the inherited loop."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from backends import torch_compiled
 from backends.base import Ids, Session, greedy
-from backends.compiled import net
+from backends.compiled import graph, net
 from backends.compiled.graph import GreedySteps, Mailbox, replayed
+from backends.compiled.state import LayerState
 from tests.backends.feeding import ALL, foreign_greedy, ids_for, logits_of, opened, small_model
 from tests.backends.random_model import as_weights
 
@@ -110,3 +114,66 @@ def test_without_cuda_or_when_switched_off_a_step_is_itself() -> None:
 
     assert replayed(step, torch.device("cpu"), graph=True) is step
     assert replayed(step, torch.device("cuda"), graph=False) is step
+
+
+def no_capture(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    raise RuntimeError("operation not permitted when stream is capturing\nand much more")
+
+
+def test_where_a_capture_fails_the_step_is_itself_and_it_is_said_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def step() -> None:
+        raise AssertionError
+
+    told: list[str] = []
+    monkeypatch.setattr(graph, "_captured", no_capture)
+    assert replayed(step, torch.device("cuda"), True, told.append) is step
+    reason = "RuntimeError: operation not permitted when stream is capturing"
+    assert told == [f"launch by launch: capture failed ({reason})"]
+    assert replayed(step, torch.device("cuda"), False, told.append) is step
+    assert len(told) == 1
+
+
+def test_a_session_whose_capture_fails_decodes_without(small: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = ids_for(10).reshape(2, 5)
+    plain = np.stack(list(small.generate(prompt, None, 6)))
+    monkeypatch.setattr(graph, "capturable", lambda device: True)
+    monkeypatch.setattr(graph, "_captured", no_capture)
+    session = opened(small_model())
+    assert np.array_equal(np.stack(list(session.generate(prompt, None, 6))), plain)
+    list(session.generate(prompt[:1], None, 3))
+    said = [note for note in session.info.notes if "capture failed" in note]
+    assert len(said) == 1, "once, however many batch sizes"
+    assert said[0].startswith("decode launch by launch: capture failed (RuntimeError: operation not permitted")
+
+
+def test_states_are_copied_whatever_their_formats() -> None:
+    draw = torch.Generator().manual_seed(0)
+
+    def layer(kind: torch.dtype) -> LayerState:
+        shapes = ((2, 8), (2, 1, 8, 8), (2, 8))
+        att, wkv, ffn = (torch.randn(*shape, generator=draw) for shape in shapes)
+        return LayerState(att.to(kind), wkv, ffn.to(kind))
+
+    for kind in (torch.float32, torch.bfloat16):
+        mine, new = (tuple(layer(kind) for _ in range(3)) for _ in range(2))
+        places = [part.data_ptr() for one in mine for part in one]
+        graph.overwrite(mine, new)
+        for one, other in zip(mine, new, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+        assert [part.data_ptr() for one in mine for part in one] == places
+
+
+def test_everything_is_set_up_before_the_first_token(small: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that starts at the first token must not see buffers made, states copied or a step captured."""
+    program, made = small._opened, []  # type: ignore[attr-defined]
+    steps = program.steps
+
+    def counted(*arguments: Any) -> Any:
+        made.append(1)
+        return steps(*arguments)
+
+    monkeypatch.setattr(program, "steps", counted)
+    next(small.generate([1, 2], None, 3))
+    assert made == [1]
+    assert len(list(small.generate([1, 2], None, 1))) == 1
+    assert made == [1], "a single token needs none of it"

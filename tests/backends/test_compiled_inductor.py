@@ -134,3 +134,23 @@ def test_what_stands_against_compiling(monkeypatch: pytest.MonkeyPatch, tmp_path
     for found in (None, object()):
         monkeypatch.setattr(importlib.util, "find_spec", lambda _, found=found: found)
         assert ("triton" in inductor.obstacle(CUDA)) == (found is None)
+
+
+@pytest.mark.usefixtures("may_compile")
+def test_after_too_many_sets_of_shapes_a_session_goes_on_uncompiled_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A layer is compiled whole; then the compiler raises where otherwise it would fall silent."""
+    compiler, ids = torch.compile, ids_for(12)
+    monkeypatch.setattr(torch, "compile", lambda f, **how: compiler(f, backend="eager", **how))
+    session = opened(small_model())
+    plain = logits_of(session.forward(ids))
+    handle = session.forward([1], want=ALL).state
+    stepped = logits_of(session.forward([2], handle))
+    assert session.info.notes[0] == "decode step compiled by inductor at first use"
+    other = tuple(layer._replace(wkv=layer.wkv.mT.contiguous().mT) for layer in handle)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        assert_within(logits_of(session.forward([2], other)), stepped, F32_BAND)
+    assert session.info.notes[0].startswith("runs uncompiled by now: ")
+    assert_within(logits_of(session.forward([2], handle)), stepped, F32_BAND)
+    assert_within(logits_of(session.forward(ids)), plain, 0.0)

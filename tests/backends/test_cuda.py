@@ -42,6 +42,7 @@ def generated(mine: Session, rows: Array, count: int = 24) -> Array:
 @pytest.mark.parametrize("subject", ["torch-compile@cuda,bf16", "torch-compile@cuda", "torch-cuda-bf16"])
 def test_within_the_envelope_of_float64(subject: str, model: str, suites: str, tmp_path: Path) -> None:
     arguments = ["--model", model, "--backend", subject, "--suite", suites, "--use", "none", "--no-diagnosis"]
+    arguments += [] if model == "conformance" else ["--honest-runs", "2"]  # on a CPU, while the GPU waits
     assert run_command(["validate", *arguments, "--format", "json", "--out", str(tmp_path)]) == 0
 
 
@@ -86,7 +87,9 @@ def test_handles_are_never_written_to() -> None:
             assert np.array_equal(one, other)
 
 
-@pytest.mark.parametrize(("dtype", "limit"), [("bf16", 2e-2), ("f32", 2e-6)])
+@pytest.mark.parametrize(
+    ("dtype", "limit"), [("bf16", 2e-2), ("f32", 1e-5)]
+)  # sums in another order, over a layer's depth
 def test_rows_of_a_batch_are_the_single_rows(dtype: str, limit: float) -> None:
     ids = ids_for(64 * 8, V).reshape(64, 8)
     with session(dtype) as mine:

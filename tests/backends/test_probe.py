@@ -1,5 +1,6 @@
 """The machine's limits: that they are numbers of the right kind, and that kernels which do not serve are dropped."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -134,6 +135,54 @@ def test_a_missing_gpu_is_an_error_in_words() -> None:
 def test_a_processor_has_no_device_memory() -> None:
     assert probe.device_memory("cpu") is None
     probe.forget_peak("cpu")
+
+
+def test_a_gpu_without_a_driver_is_not_asked_for_its_peak() -> None:
+    if not torch.cuda.is_available():
+        probe.forget_peak("cuda:0")
+
+
+def test_a_gpu_is_woken_before_its_peak_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch wakes it for "cuda", and refuses "cuda:0" while it sleeps."""
+    calls: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "init", lambda: calls.append("awake"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", calls.append)
+    probe.forget_peak("cuda:0")
+    assert calls == ["awake", "cuda:0"]
+
+
+def test_a_gpu_times_several_turns_by_its_own_clock(small: probe.Probe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each turn takes 2 ms there; the host's clock, on which a launch and a wait would be, is not looked at."""
+    now = [0.0]
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at = now[0]
+
+        def synchronize(self) -> None:
+            now[0] += 1000.0
+
+        def elapsed_time(self, end: "Event") -> float:
+            return end.at - self.at
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(probe, "time", None)
+    calls: list[int] = []
+
+    def kernel() -> None:
+        calls.append(1)
+        now[0] += 2.0
+
+    monkeypatch.setattr(small, "_cuda", True)
+    monkeypatch.setattr(small, "_copying", lambda: [(kernel, 1 << 30)])
+    assert small.copy() == pytest.approx((1 << 30) / 2e-3)
+    assert len(calls) == 2 + probe.TURNS["copy"], "twice to warm up"
 
 
 @pytest.mark.cuda

@@ -1,12 +1,13 @@
 """Generated checkpoints: real shapes, the same values whenever and wherever they are read, sane activations."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from backends import registry, synthetic
+from backends import registry, synthetic, tokenizer
 from backends.base import Want
 from backends.checkpoint import assemble, open_checkpoint
 from backends.errors import InputError
@@ -41,6 +42,20 @@ def test_largest_size_says_where_its_ranks_come_from() -> None:
 def test_unknown_size_names_what_exists() -> None:
     with pytest.raises(InputError, match=r"no synthetic model 'rwkv7-1b'; there are rwkv7-0\.1b, "):
         synthetic.source("rwkv7-1b")
+
+
+def test_without_a_vocabulary_it_opens_without_a_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For timing nobody has to read anything; other checkpoints say what is missing when it is needed."""
+
+    def absent() -> Path:
+        raise InputError("the World vocabulary was not found")
+
+    monkeypatch.setattr(tokenizer, "find_vocabulary", absent)
+    facts = open_checkpoint("synthetic:rwkv7-0.1b").facts
+    assert facts.tokenizer == ""
+    assert tokenizer.for_model(facts) is None
+    assert "the World vocabulary is not installed (pip install pyrwkv-tokenizer)" in tokenizer.none_because(facts)
+    assert open_checkpoint("conformance").facts.tokenizer == "bytes"
 
 
 def _small(seed: int = 0, L: int = 3) -> Weights:

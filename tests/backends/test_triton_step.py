@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from backends.base import Session, Want
-from backends.compiled import kernels, packed, step, triton_ops
+from backends.compiled import graph, kernels, packed, step, triton_ops
 from backends.compiled.kernels import Kernels
 from backends.compiled.switches import Switches
 from backends.torch_compiled import open_torch_compiled
@@ -110,7 +110,19 @@ def test_generation_is_the_inherited_one(ahead: int, monkeypatch: pytest.MonkeyP
     assert [len(list(mine.generate(prompt, None, count))) for count in (0, 1, 2)] == [0, 1, 2]
 
 
-def test_skipped_bytes_are_counted_exactly() -> None:
+def warmed(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """What a capture does to buffers and counters, on any device."""
+    for _ in range(3):
+        step()
+    return step
+
+
+@pytest.mark.parametrize("warming", [False, True])
+def test_skipped_bytes_are_counted_exactly(warming: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps before a capture count nothing; where there is a GPU, there are such steps anyway."""
+    if warming:
+        monkeypatch.setattr(graph, "capturable", lambda device: True)
+        monkeypatch.setattr(graph, "_captured", warmed)
     tensors = tiny(L=1)
     tensors["blocks.0.ffn.key.weight"] = torch.zeros(128, 32)
     tensors["blocks.0.ffn.key.weight"][::4] = 1.0
@@ -128,6 +140,25 @@ def test_skipped_bytes_are_counted_exactly() -> None:
     assert session(tensors, argument="sparse=0").skipped_bytes == 0
     mine.close()
     assert mine.skipped_bytes == 0
+
+
+def test_a_capture_that_fails_is_a_note_and_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+        warmed(step, device)
+        raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    tensors = tiny(L=1)
+    plain = [int(new[0]) for new in session(tensors, argument="graph=0").generate([3], None, 4)]
+    for place in (graph, kernels):
+        monkeypatch.setattr(place, "capturable", lambda device: True)
+    monkeypatch.setattr(graph, "_captured", broken)
+    mine = session(tensors)
+    assert "single tokens: Triton, one CUDA graph a batch size" in mine.info.notes
+    assert [int(new[0]) for new in mine.generate([3], None, 4)] == plain
+    reason = "RuntimeError: CUDA error: operation failed due to a previous error during capture"
+    assert f"single tokens: Triton, launch by launch: capture failed ({reason})" in mine.info.notes
+    truth, _ = numpy_rwkv7.run(tensors, np.array([5]))
+    assert_within(logits_of(mine.forward([5]))[0], truth, F32_BAND)
 
 
 @pytest.mark.parametrize("name", ["blocks.1.att.w0", "blocks.0.att.r_k", "blocks.1.ffn.value.weight", "head.weight"])

@@ -1,5 +1,8 @@
 """The recurrence in Triton against a loop in float64, and as an operator of torch."""
 
+import warnings
+from types import ModuleType
+
 import pytest
 import torch
 from torch import Tensor
@@ -120,3 +123,15 @@ def test_the_operator_keeps_torchs_rules(T: int) -> None:
 def test_a_layer_is_compiled_once_for_prompts_of_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = as_weights(small_model())
     check_one_graph(lambda: open_torch_compiled(weights, device=DEVICE, dtype="f32", threads=0), DEVICE, monkeypatch)
+
+
+def test_a_compiler_that_warns_has_not_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where warnings are errors, as they are here."""
+    real = triton_ops.module
+
+    def warning(name: str) -> ModuleType:
+        warnings.warn("fp-fusion is off", stacklevel=2)
+        return real(name)
+
+    monkeypatch.setattr(triton_ops, "module", warning)
+    assert triton_ops.tried.__wrapped__(DEVICE) == ""

@@ -120,6 +120,10 @@ def test_without_a_tokenizer_it_is_unsupported() -> None:
     session.tokenizer = None
     with pytest.raises(Unsupported, match="vocabulary of 256"):
         tokenization.collect(session, context(TEXT), None)
+    around = context(TEXT)
+    unread = replace(around, model=replace(around.model, tokenizer="", vocab_size=65536))
+    with pytest.raises(Unsupported, match="the World vocabulary is not installed"):
+        tokenization.independent(unread)
 
 
 # ---- logits ----------------------------------------------------------------------------------------

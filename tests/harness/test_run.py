@@ -279,13 +279,14 @@ def test_the_key_follows_the_checkpoints_files(tmp_path: Path) -> None:
 # ---- speed -----------------------------------------------------------------------------------------
 
 
-def only_names(sessions: Any, context: Any, progress: Any, limits: Any) -> Iterator[Measurement]:
+def only_names(sessions: Any, context: Any, progress: Any, limits: Any, broken: Any) -> Iterator[Measurement]:
     """A bench that takes no time."""
     for name, session in sessions.items():
         try:
             session.forward([1], want=Want(fetch=False))
         except Exception as error:
-            raise bench.BrokenSubjectError(name, error) from error
+            broken(bench.BrokenSubjectError(name, error))
+            continue
         yield Measurement("speed", context.case.name, name, "decode", 1.0, "tokens/s")
 
 
@@ -297,7 +298,9 @@ def test_only_sound_subjects_race_and_each_is_told_why_not(
     monkeypatch.setattr(bench, "measure", only_names)
     subjects = ("racer", "modest", "dying", "wrong", "nan", "unopenable", "right")
     record = measured(*subjects, suites=suites, runs=3)
-    assert {m.subject for m in record.measurements if m.suite == "speed"} == {"right"}
+    assert {m.subject for m in record.measurements if m.name == "decode"} == {"right"}
+    opened = {o.subject for o in record.observations if (o.suite, o.kind) == ("speed", "opening")}
+    assert opened == {"right", "racer"}, "what was found before somebody broke is kept"
     speed = {v.subject: (v.outcome.value, v.detail) for v in record.verdicts if v.suite == "speed"}
     wrong = ("skipped", "no speed is stated for a subject whose logits are wrong")
     assert speed["racer"] == ("error", "RuntimeError: out of memory")
