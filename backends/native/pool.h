@@ -89,13 +89,18 @@ static void pool_run(struct pool *p, void (*work)(struct pool *, void *), void *
     barrier(p);
 }
 
+#define STACK (1 << 21) /* bytes; some systems give 128 KiB, less than a head or a group of panels takes (wkv7.h, skip.h) */
+
 struct pool *pool_new(int threads) {
     struct pool *p = calloc(1, sizeof *p + threads * sizeof(pthread_t));
     if (!p) return NULL;
     p->threads = threads;
     p->process = getpid();
+    pthread_attr_t how;
+    if (pthread_attr_init(&how) || pthread_attr_setstacksize(&how, STACK)) abort();
     for (int i = 1; i < threads; i++)
-        if (pthread_create(&p->ids[i], NULL, live, p)) abort();
+        if (pthread_create(&p->ids[i], &how, live, p)) abort();
+    pthread_attr_destroy(&how);
     return p;
 }
 
