@@ -232,7 +232,8 @@ class Session(ABC):
     skipped_bytes: int = 0
     """Bytes of weights that a token fed alone was spared on average, where a kernel skips what would meet zeros."""
     skipped_operations: int = 0
-    """Operations that a token of a long prompt was spared on average, where a kernel skips what would meet zeros."""
+    """Operations that calls have left out so far, where a kernel skips what would meet zeros; of the last layer only
+    where a call feeds single tokens, since a prompt's last token alone has to meet it."""
     shares_batch: bool = True
     """Whether the rows of a batch share the work; where they are fed one after another, batches are not timed."""
     own_file: str = ""

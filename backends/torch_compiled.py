@@ -147,7 +147,7 @@ class _Compiled(Session):
 
     @property
     def skipped_operations(self) -> int:  # type: ignore[override]
-        """What prompts left out, on average of the long ones so far; 0 once closed."""
+        """What calls have left out so far; 0 once closed."""
         return self._program.skipped_operations if self._program else 0
 
     def export_state(self, state: NetState) -> State:

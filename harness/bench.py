@@ -264,7 +264,7 @@ def _rows(
         data = {**where, **_rate(cell, _seconds(samples)), **_singles(samples), **_joules(cell, samples)}
         if limits:
             rates = race.rates.get(sessions[name].info.device, [])
-            data |= limits.compare(cell, sessions[name], rates, _seconds(samples))
+            data |= limits.compare(cell, sessions[name], rates, samples)
         yield Observation(SUITE, case, name, "samples", data)
         rounds = f"{len(samples)} rounds"
         yield Measurement(SUITE, case, name, f"{cell.name}_tokens_per_s", data["median"], "tokens/s", rounds)

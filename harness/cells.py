@@ -111,11 +111,13 @@ class Sample:
         seconds: in all.
         tokens: seconds of every single token, where they came singly.
         joules: what the device says it used; None where it does not say.
+        skipped: operations that the subject says it left out.
     """
 
     seconds: float
     tokens: tuple[float, ...] = ()
     joules: float | None = None
+    skipped: float = 0.0
 
 
 def sample(cell: Cell, session: Session, fed: Ids, joules: Callable[[], float] | None = None) -> Sample:
@@ -133,23 +135,23 @@ def sample(cell: Cell, session: Session, fed: Ids, joules: Callable[[], float] |
     run = _prefill if cell.what == "prefill" else _decode
     before = joules() if joules else 0.0
     found = run(cell, session, fed)
-    return Sample(max(found.seconds, TICK), found.tokens, joules() - before if joules else None)
+    return Sample(max(found.seconds, TICK), found.tokens, joules() - before if joules else None, found.skipped)
 
 
 def _prefill(cell: Cell, session: Session, fed: Ids) -> Sample:
     del cell
     session.sync()
-    start = time.perf_counter()
+    skipped, start = session.skipped_operations, time.perf_counter()
     session.forward(fed, want=Want(logits="last", state=True, fetch=False))
     session.sync()
-    return Sample(time.perf_counter() - start)
+    return Sample(time.perf_counter() - start, skipped=session.skipped_operations - skipped)
 
 
 def _decode(cell: Cell, session: Session, fed: Ids) -> Sample:
     steps = session.generate(fed[:, :1], max_new_tokens=cell.tokens + 1)
     next(steps)  # the prompt and the first token are not decoding
     session.sync()
-    stamps = [time.perf_counter()]
+    skipped, stamps = session.skipped_operations, [time.perf_counter()]
     stamps.extend(time.perf_counter() for _ in steps)
     session.sync()
     seconds = time.perf_counter() - stamps[0]
@@ -158,7 +160,8 @@ def _decode(cell: Cell, session: Session, fed: Ids) -> Sample:
         raise BackendError(f"generate gave {done + 1} tokens, {cell.tokens + 1} were asked for")
     each = np.diff(stamps)
     singly = done > 2 and each.max() < 0.9 * each.sum()  # a program may answer with all of them at once
-    return Sample(seconds, tuple(map(float, each)) if singly else ())
+    left_out = session.skipped_operations - skipped
+    return Sample(seconds, tuple(map(float, each)) if singly else (), skipped=left_out)
 
 
 def step(session: Session, handle: Any, count: int) -> list[float]:
@@ -202,6 +205,7 @@ def repeated(once: Callable[[], Sample], times: int) -> Sample:
         sum(one.seconds for one in found) / times,
         tuple(token for one in found for token in one.tokens),
         sum(joules) / times if joules else None,
+        sum(one.skipped for one in found) / times,
     )
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from backends.errors import BackendError
 from harness import statistics
-from harness.cells import Cell
+from harness.cells import Cell, Sample
 
 if TYPE_CHECKING:
     from backends.base import ModelFacts, Session
@@ -39,8 +39,8 @@ TABLES = "emb.weight"
 VECTORS = ("r_k", "time_faaaa", "time_first", "time_decay", "time_state")
 """Ends of the names of what has two axes and is multiplied element by element."""
 
-LATE = (".att.receptance.weight", ".att.output.weight", ".att.gate.weight", ".att.g1", ".att.g2")
-"""Ends of the names of a time mix's matrices that no state depends on."""
+LATE = (".att.receptance.weight", ".att.output.weight", ".att.gate.weight", ".att.g1", ".att.g2", ".qkv.qq.weight")
+"""Ends of the names of matrices that no state depends on, beside the channel mix."""
 
 BEYOND = 1.05
 """Share of the limit above which a figure cannot be true: nobody reads faster than the machine."""
@@ -71,12 +71,11 @@ class Work:
         weights = max(self.weights * BYTES[dtype] - (spared if alone else 0), 0)
         return passes * (weights + 2 * self.state * cell.batch)
 
-    def operations(self, cell: Cell, spared: int = 0) -> int:
-        """Operations of one sample of a cell; `spared` of them need not be done for a token of a prompt."""
-        prompt = cell.what == "prefill"
-        last = 1 if prompt else cell.tokens  # every decoded token is a last one
-        each = max(2 * (self.products - self.late) - (spared if prompt else 0), 0)
-        return cell.batch * (each * cell.tokens + 2 * (self.late + self.head) * last)
+    def operations(self, cell: Cell, spared: float = 0) -> float:
+        """Operations of one sample of a cell, of which `spared` need not be done."""
+        last = cell.tokens if cell.what == "decode" else 1  # every decoded token is a last one
+        entries = (self.products - self.late) * cell.tokens + (self.late + self.head) * last
+        return max(2 * cell.batch * entries - spared, 0)
 
 
 def work_of(shapes: Mapping[str, tuple[int, ...]], facts: "ModelFacts") -> Work:
@@ -110,14 +109,14 @@ class Rates:
     gemm: Mapping[str, float]
     copy: float = 0.0
 
-    def seconds(self, work: Work, cell: Cell, dtype: str, spared: tuple[int, int] = (0, 0)) -> tuple[float, str]:
+    def seconds(self, work: Work, cell: Cell, dtype: str, spared: tuple[int, float] = (0, 0)) -> tuple[float, str]:
         """The shortest time that a sample can take, and what binds it: "memory" or "arithmetic".
 
         Args:
             work: what the checkpoint asks.
             cell: what is timed.
             dtype: the subject's number format.
-            spared: bytes and operations a token that the subject declares to skip.
+            spared: what the subject declares to skip: bytes a token, operations of this sample.
         """
         memory = work.bytes(cell, dtype, spared[0]) / self.read
         arithmetic = work.operations(cell, spared[1]) / self.gemm[dtype]
@@ -168,27 +167,29 @@ class Limits:
             return None
         return turn
 
-    def compare(self, cell: Cell, session: "Session", rates: Sequence[Rates], seconds: list[float]) -> dict[str, Any]:
+    def compare(
+        self, cell: Cell, session: "Session", rates: Sequence[Rates], samples: Sequence[Sample]
+    ) -> dict[str, Any]:
         """How near to the machine's limit a subject came in a cell, or `no_limit`: why that is not known.
 
         Args:
             cell: what was timed.
             session: the subject.
             rates: of its device, by round.
-            seconds: that its samples took, by round.
+            samples: its own, by round.
         """
         info = session.info
         why = self.missing.get(info.device, "") or session.own_file
         if why or not rates:
             return {"no_limit": why or f"no limits of {info.device} were probed"}
-        spared = session.skipped_bytes, session.skipped_operations
-        found = [one.seconds(self.work, cell, info.dtype, spared) for one in rates]
+        rounds = zip(rates, samples, strict=True)
+        found = [r.seconds(self.work, cell, info.dtype, (session.skipped_bytes, s.skipped)) for r, s in rounds]
         bounds = [bound for _, bound in found]
         bound = max(bounds, key=bounds.count)
         if bound == "memory" and info.device == "cpu" and self.work.weights * BYTES[info.dtype] <= self.cache:
             return {"no_limit": f"the weights fit into the processor's cache of {self.cache >> 20} MiB"}
         allowed = [shortest for shortest, _ in found]
-        return {**fraction(allowed, seconds), "bound": bound, "limit_seconds": allowed}
+        return {**fraction(allowed, [one.seconds for one in samples]), "bound": bound, "limit_seconds": allowed}
 
 
 def fraction(limits: list[float], seconds: list[float]) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def code_hash() -> str:
     found = hashlib.sha256()
     for room in ("harness", "backends"):
         for file in sorted((Path(__file__).parents[1] / room).rglob("*")):
-            if file.suffix in (".py", ".toml", ".c"):
+            if file.suffix in (".py", ".toml", ".c", ".h"):
                 found.update(file.name.encode() + file.read_bytes())
     return found.hexdigest()
 

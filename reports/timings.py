@@ -49,10 +49,12 @@ def terminal(record: Record) -> list[list[Rich]]:
     """The short table of the command line, heading first."""
     ratios = {(s.subject, _cell_of(s.data)): s.data for s in timed(record, "ratio")}
     rows: list[list[Cell]] = [["", "", "tokens/s", "interval", "of the limit", "ratio", "verdict"]]
+    first = next((seen.subject for seen in timed(record, "samples")), "")
     for seen in timed(record, "samples"):
         data, ratio = seen.data, ratios.get((seen.subject, _cell_of(seen.data)), {})
         span = f"{num(data['low'])}–{num(data['high'])}"
         times = f"{fixed(ratio['ratio'], 3)}x" if ratio else ""
+        times += f" of {ratio['versus']}" if ratio and ratio.get("versus", first) != first else ""  # the first broke
         of = of_limit(data)
         said = verdict_words(ratio) if ratio else ""
         rows.append([cell_words(data), seen.subject, num(data["median"]), span, of, times, said])
@@ -80,16 +82,19 @@ def sentences(record: Record) -> Iterator[str]:
 
 
 def _control(record: Record) -> Iterator[str]:
-    controls = timed(record, "control")
-    noisy = [seen for seen in controls if seen.data["verdict"] != "equivalent"]
-    if not controls:
-        return
-    who, count = controls[0].subject, len(controls)
+    """One sentence; one more for whoever stood in when the first subject broke."""
+    for who in dict.fromkeys(seen.subject for seen in timed(record, "control")):
+        yield _controlled(who, [seen for seen in timed(record, "control") if seen.subject == who])
+
+
+def _controlled(who: str, controls: list[Observation]) -> str:
+    noisy, count = [seen for seen in controls if seen.data["verdict"] != "equivalent"], len(controls)
     if not noisy:
-        yield f"Control: {who}, timed twice in the same rounds, reads equivalent to itself in {count} of {count} cells."
-        return
+        return (
+            f"Control: {who}, timed twice in the same rounds, reads equivalent to itself in {count} of {count} cells."
+        )
     worst = [f"{cell_words(data)}: {span_words(data)}" for data in (seen.data for seen in noisy)]
-    yield (
+    return (
         f"Too noisy: {who}, timed twice in the same rounds, does not read equivalent to itself (within 3%) in "
         f"{len(noisy)} of {count} cells ({listed(worst, 4)}); verdicts there are inconclusive."
     )

@@ -51,7 +51,7 @@ class Program(Protocol):
 
     @property
     def skipped_operations(self) -> int:
-        """Operations that a token of a long prompt was spared on average."""
+        """Operations left out so far."""
 
     def start(self, facts: ModelFacts, B: int) -> NetState:
         """The state before the first token."""

@@ -93,7 +93,7 @@ class NativeNet:
 
     @property
     def skipped_operations(self) -> int:
-        """Operations that a token of a long prompt was spared on average, where the squared ReLU left zeros."""
+        """Operations left out so far, where the squared ReLU left zeros."""
         found: float = self._lib.skipped(self._buffers)
         return round(found)
 

@@ -20,8 +20,8 @@ struct buffers {
     float *x, *r, *k, *v, *v_first, *w_lora, *a_lora, *v_lora, *g_lora;
     weight *mixed[6], *gated, *inner, *normed;
     uint32_t *marks;     /* of `inner`, skip.h */
-    _Atomic long set[2]; /* words that are not zero: in this layer; in the next, 0 */
-    double skipped, fed; /* operations left out, and tokens of the prompts in which they might have been */
+    _Atomic long set[2]; /* words that are not zero: of this product; of the next, 0 */
+    double skipped;      /* operations left out so far, save in what the last token alone has to meet */
 };
 
 /* One call. */
@@ -33,6 +33,7 @@ struct call {
     int B, T, M;
     enum logits want;
     float *logits;
+    int marked; /* products whose inputs were marked; every thread has a count of its own */
 };
 
 /* The length that rows of a matrix have in its panels. */
@@ -189,30 +190,30 @@ static void keep_last(struct pool *pool, struct call *f) {
 }
 
 /* y += x W^T, x being zero wherever the ReLU was. Every thread comes to the same decision, how much to leave out. */
-static void product_with_zeros(struct pool *pool, const struct call *f, const struct matmul *m, int layer) {
+static void product_with_zeros(struct pool *pool, struct call *f, const struct matmul *m, int layer) {
     struct buffers *at = f->at;
-    const int words_ = m->K / STEP, jobs = (f->M + TOKENS - 1) / TOKENS;
+    const int words_ = m->K / STEP, jobs = (f->M + TOKENS - 1) / TOKENS, turn = f->marked++ & 1;
     for (int job; (job = claim(pool)) < jobs;) {
         long set = 0;
         for (int i = job * TOKENS; i < f->M && i < (job + 1) * TOKENS; i++)
             set += mark(m->x + (size_t)i * m->stride, words_, at->marks + (size_t)i * marks_of(m->K));
-        atomic_fetch_add(&at->set[layer & 1], set);
-        if (job == 0) atomic_store(&at->set[~layer & 1], 0);
+        atomic_fetch_add(&at->set[turn], set);
+        if (job == 0) atomic_store(&at->set[!turn], 0);
     }
     barrier(pool);
-    const long set = atomic_load(&at->set[layer & 1]), all_words = (long)f->M * words_;
+    const long set = atomic_load(&at->set[turn]), all_words = (long)f->M * words_;
     if (!sparse(set, all_words)) {
         products(pool, f, 1, m);
         return;
     }
-    const int span = span_of(m, f->M, pool->threads);
+    const int span = span_of(m, f->M, pool->threads), counts = layer < f->m->L - 1 || f->T == 1;
     for (int job; skip_job(m, at->marks, job = claim(pool), f->M, span);)
-        if (job == 0) at->skipped += 2.0 * STEP * m->rows * (all_words - set);
+        if (job == 0 && counts) at->skipped += 2.0 * STEP * m->rows * (all_words - set);
     barrier(pool);
 }
 
 /* x += W_o gated, x += channel mix. Without logits the last layer owes its state alone. */
-static void channel_mix(struct pool *pool, const struct call *f, int layer) {
+static void channel_mix(struct pool *pool, struct call *f, int layer) {
     const struct model *m = f->m;
     const struct layer *p = &m->layers[layer];
     struct buffers *at = f->at;
@@ -271,8 +272,7 @@ void buffers_free(struct buffers *at) {
     free(at);
 }
 
-/* Operations that a token of a prompt of LONG columns was spared on average. */
-double skipped(const struct buffers *at) { return at->fed ? at->skipped / at->fed : 0; }
+double skipped(const struct buffers *at) { return at->skipped; }
 
 static void *carve(char **from, size_t bytes) {
     void *here = *from;
@@ -311,9 +311,8 @@ int rwkv7(struct pool *pool, const struct model *m, struct buffers *at, const in
         lay_out(at, m, M, (char *)(((uintptr_t)at->memory + 63) / 64 * 64));
         at->columns = M;
     }
-    struct call f = {m, at, ids, before, after, B, T, M, want, logits};
+    struct call f = {m, at, ids, before, after, B, T, M, want, logits, 0};
     at->set[0] = at->set[1] = 0;
-    if (M >= LONG) at->fed += M;
     struct pool alone = {.threads = 1, .process = pool->process};
     int little = (size_t)M * m->C * (4 * m->C + 2 * m->F) < LITTLE;
     pool_run(little ? &alone : pool, forward, &f);

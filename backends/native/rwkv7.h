@@ -1,4 +1,4 @@
-/* What Python hands over. Every pointer of `struct layer` and its order are those of LAYER in weights.py.
+/* What Python hands over. Every pointer of `struct layer` and its order are those of LAYER in packing.py.
  *
  * Letters: B rows, T tokens, M = B T columns, L layers, C width, F inner width, H heads, N head size, V vocabulary, and
  * Rw Ra Rv Rg, the ranks of the low-rank pairs. Vectors are float32. Matrices are (out, in) in panels (matmul.h);

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from backends.errors import UsageError
 from backends.native import build
 
 FORMATS = {"f32": "jitter", "bf16": "to_bf16"}
@@ -27,7 +28,7 @@ def stream(seed: int) -> Mapping[str, Callable[[Tensor], Tensor]]:
     """
     try:
         program = _program(build.chosen())
-    except build.NoProgramError:
+    except (build.NoProgramError, UsageError):  # what cannot be had, or asked for, is told where speed hangs on it
         return {}
     state = ctypes.create_string_buffer(program.stream_bytes())
     program.stream_seed(state, seed & 0xFFFFFFFF)

@@ -129,14 +129,16 @@ def test_rounding_in_c_takes_any_layout() -> None:
 def test_without_a_compiler_torch_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(2000)
     in_c = rounding.honest("bf16", 3, {"w"})("att.k", x)
-    monkeypatch.setenv("RWKV_NATIVE", "off")
-    assert noise.stream(3) == {}
-    assert torch.equal(in_c, rounding.honest("bf16", 3, {"w"})("att.k", x))
+    for told in ("off", "of nobody's making"):
+        monkeypatch.setenv("RWKV_NATIVE", told)
+        assert noise.stream(3) == {}
+        assert torch.equal(in_c, rounding.honest("bf16", 3, {"w"})("att.k", x))
 
 
 def test_formats_that_c_does_not_know_draw_from_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     """A state in float16 beside activations in bfloat16 is left to torch as a whole."""
     needs_compiler()
+    monkeypatch.delenv("RWKV_NATIVE", raising=False)
     x = torch.randn(100)
     assert set(noise.stream(0)) == {"f32", "bf16"}
     monkeypatch.setattr(build, "chosen", lambda: pytest.fail("C was asked"))

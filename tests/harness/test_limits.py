@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from backends import layouts
-from backends.base import ModelFacts
+from backends.base import Ids, ModelFacts
 from backends.errors import BackendError
 from harness.cells import Cell
 from harness.limits import BYTES, Limits, Rates, Work, fraction, work_of
@@ -69,9 +69,9 @@ def test_rows_share_the_weights_and_have_a_state_each() -> None:
     assert work.bytes(Cell("prefill", 1, 1), "f32", spared=1500) == 2500 + 80  # one token too
     assert work.bytes(Cell("prefill", 2, 1), "f32", spared=1500) == 4080  # other tokens need the rows
     assert work.bytes(Cell("decode", 1, 2), "f32", spared=1500) == 4000 + 160
-    assert work.operations(Cell("prefill", 10, 4), spared=600) == 4 * (10 * 1000 + 200)
-    assert work.operations(Cell("prefill", 10, 4), spared=9999) == 4 * 200
-    assert work.operations(Cell("decode", 10, 4), spared=600) == 2 * 4 * 10 * 900
+    assert work.operations(Cell("prefill", 10, 4), spared=600) == 2 * 4 * (10 * 800 + 100) - 600
+    assert work.operations(Cell("prefill", 10, 4), spared=99999) == 0
+    assert work.operations(Cell("decode", 10, 4), spared=600) == 2 * 4 * 10 * 900 - 600
 
 
 def test_the_longer_of_the_two_times_binds() -> None:
@@ -209,6 +209,22 @@ def test_more_than_the_machine_can_do_is_invalid_unless_skipped_bytes_explain_it
     _, observations = rows(sessions, limits, decode=32, prefill=[], probe=True)
     assert not any(data["invalid"] for data in of_kind(observations, "samples"))
     assert [data["verdict"] for data in of_kind(observations, "ratio")] == ["faster"]
+
+
+def test_operations_left_out_are_those_of_the_samples_themselves(clock: Clock) -> None:
+    """A program that leaves out half of what 32 tokens ask, and nothing of 16; warm-ups are nobody's business."""
+    session = clock.session("a", 1e-3)
+    steady = session.step
+
+    def step(tokens: Ids) -> None:
+        steady(tokens)
+        session.skipped_operations += 25_600 if tokens.size == 32 else 0
+
+    session.step = step
+    limits = limits_of(clock, read=1e12, gemm=1.6e6)
+    _, observations = rows({"a": session}, limits, decode=4, prefill=[32, 16], probe=True)
+    shortest = {(d["what"], d["tokens"]): d["limit_seconds"][0] for d in of_kind(observations, "samples")}
+    assert shortest == pytest.approx({("prefill", 32): 16.125e-3, ("prefill", 16): 16.125e-3, ("decode", 4): 4.5e-3})
 
 
 def test_it_is_said_why_there_is_no_limit(clock: Clock) -> None:

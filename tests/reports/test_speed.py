@@ -77,6 +77,17 @@ def test_a_noisy_machine_is_told() -> None:
     assert "Control:" not in text
 
 
+def test_whoever_stands_in_for_a_first_subject_that_broke_is_named() -> None:
+    record = sample.record()
+    (control,) = (seen for seen in record.observations if seen.kind == "control")
+    other = replace(control, subject=BF16, data=control.data | {"what": "prefill"})
+    text = said(replace(record, observations=(*record.observations, other)))
+    assert f"Control: {F32}, timed twice in the same rounds, reads equivalent to itself in 1 of 1 cells." in text
+    assert f"Control: {BF16}, timed twice in the same rounds, reads equivalent to itself in 1 of 1 cells." in text
+    ratios = [[plain(cell) for cell in row][5] for row in timings.terminal(with_data("ratio", versus=BF16))[1:]]
+    assert [f"of {BF16}" in ratio for ratio in ratios if ratio] == [True] * len([ratio for ratio in ratios if ratio])
+
+
 def test_nobody_is_faster_than_himself() -> None:
     rows = tables(with_data("control", verdict="faster"))["Speed ratios"]
     assert [row[-1] for row in rows] == ["faster", "too noisy (faster)"]
