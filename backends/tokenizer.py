@@ -251,9 +251,11 @@ def for_model(facts: ModelFacts) -> Tokenizer | None:
 
 
 def none_because(facts: ModelFacts) -> str:
-    """Why a checkpoint has no tokenizer, in words."""
+    """Why a session of a checkpoint has no tokenizer, in words."""
     from backends.detect import tokenizer_for
 
+    if facts.tokenizer:  # it is known and could be had
+        return f"this backend has no tokenizer for its vocabulary of {facts.vocab_size}"
     if tokenizer_for(facts.vocab_size) == World.name:
         return "the World vocabulary is not installed (pip install pyrwkv-tokenizer)"
     return f"no tokenizer is known for this vocabulary of {facts.vocab_size}"

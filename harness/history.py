@@ -93,7 +93,7 @@ def _quiet(record: Record) -> bool:
 
 def _ratio(now: Mapping[str, Any], then: Mapping[str, Any], quiet: bool) -> dict[str, Any]:
     """Speed now over speed then; in units of the machine's limits of each run, where both have them."""
-    normal = bool(now.get("limit_seconds") and then.get("limit_seconds"))
+    normal = bool(now.get("whole_seconds") and then.get("whole_seconds"))
     ratio = unpaired(_speeds(now, normal), _speeds(then, normal))
     found = statistics.speed_verdict(ratio)
     verdict = found if quiet else "inconclusive"
@@ -103,9 +103,12 @@ def _ratio(now: Mapping[str, Any], then: Mapping[str, Any], quiet: bool) -> dict
 
 
 def _speeds(data: Mapping[str, Any], normal: bool) -> npt.NDArray[np.float64]:
-    """Samples per second of every round, or the shares of the limit that they reached."""
+    """Samples per second of every round, or in units of what the machine allowed for the whole work.
+
+    What a program leaves out is its gain: the limit that is left for the rest would take that away again.
+    """
     seconds = np.asarray(data["seconds"], dtype=np.float64)
-    return np.asarray(data["limit_seconds"], dtype=np.float64) / seconds if normal else 1 / seconds
+    return np.asarray(data["whole_seconds"], dtype=np.float64) / seconds if normal else 1 / seconds
 
 
 def unpaired(mine: npt.NDArray[np.float64], other: npt.NDArray[np.float64], seed: int = 0) -> Interval:

@@ -189,7 +189,9 @@ class Limits:
         if bound == "memory" and info.device == "cpu" and self.work.weights * BYTES[info.dtype] <= self.cache:
             return {"no_limit": f"the weights fit into the processor's cache of {self.cache >> 20} MiB"}
         allowed = [shortest for shortest, _ in found]
-        return {**fraction(allowed, [one.seconds for one in samples]), "bound": bound, "limit_seconds": allowed}
+        whole = [one.seconds(self.work, cell, info.dtype)[0] for one in rates]  # however much a program leaves out
+        shares = fraction(allowed, [one.seconds for one in samples])
+        return {**shares, "bound": bound, "limit_seconds": allowed, "whole_seconds": whole}
 
 
 def fraction(limits: list[float], seconds: list[float]) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def exit_code(record: "Record", compared: bool) -> int:
 def evidence(record: "Record") -> dict[str, Any]:
     """What `--json` prints of the timings, without the single samples."""
     kinds = ("samples", "ratio", "control", "noise", "limits", "latency", "opening", "history")
-    heavy = ("seconds", "limit_seconds", "samples", "read", "copy", "gemm")
+    heavy = ("seconds", "limit_seconds", "whole_seconds", "samples", "read", "copy", "gemm")
     rows = {kind: [_light(seen, heavy) for seen in _seen(record, kind)] for kind in kinds}
     return {"speed": {kind: found for kind, found in rows.items() if found}}
 

@@ -54,7 +54,9 @@ def terminal(record: Record) -> list[list[Rich]]:
         data, ratio = seen.data, ratios.get((seen.subject, _cell_of(seen.data)), {})
         span = f"{num(data['low'])}–{num(data['high'])}"
         times = f"{fixed(ratio['ratio'], 3)}x" if ratio else ""
-        times += f" of {ratio['versus']}" if ratio and ratio.get("versus", first) != first else ""  # the first broke
+        times += (
+            f" of {ratio['versus']}" if ratio and ratio.get("versus", first) != first else ""
+        )  # the first broke, or takes no batches
         of = of_limit(data)
         said = verdict_words(ratio) if ratio else ""
         rows.append([cell_words(data), seen.subject, num(data["median"]), span, of, times, said])
@@ -82,7 +84,7 @@ def sentences(record: Record) -> Iterator[str]:
 
 
 def _control(record: Record) -> Iterator[str]:
-    """One sentence; one more for whoever stood in when the first subject broke."""
+    """One sentence; one more for whoever stood in where the first subject had broken, or takes no batches."""
     for who in dict.fromkeys(seen.subject for seen in timed(record, "control")):
         yield _controlled(who, [seen for seen in timed(record, "control") if seen.subject == who])
 

@@ -342,5 +342,5 @@ def test_padded_rows_of_a_head_are_never_drawn() -> None:
     session.info = replace(session.info, model=replace(FACTS, vocab_size=260))
     assert make_sampler(session, GREEDY).banned.tolist() == [256, 257, 258, 259]
     session.tokenizer = None
-    with pytest.raises(InputError, match="no tokenizer is known for this vocabulary of 260"):
+    with pytest.raises(InputError, match="no tokenizer for its vocabulary of 260"):
         tokenizer_of(session)

@@ -20,7 +20,7 @@ def timed(seconds: float, limit: float = 0.0, subject: str = "x", what: str = "d
     random = np.random.default_rng(0)
     each = [seconds * (1 + noise * random.random()) for _ in range(20)]
     data: dict[str, Any] = {"what": what, "tokens": 16, "batch": 1, "seconds": each}
-    return Observation("speed", "long", subject, "samples", data | ({"limit_seconds": [limit] * 20} if limit else {}))
+    return Observation("speed", "long", subject, "samples", data | ({"whole_seconds": [limit] * 20} if limit else {}))
 
 
 def run(*observations: Observation, **more: Any) -> Record:

@@ -224,6 +224,8 @@ def test_operations_left_out_are_those_of_the_samples_themselves(clock: Clock) -
     limits = limits_of(clock, read=1e12, gemm=1.6e6)
     _, observations = rows({"a": session}, limits, decode=4, prefill=[32, 16], probe=True)
     shortest = {(d["what"], d["tokens"]): d["limit_seconds"][0] for d in of_kind(observations, "samples")}
+    whole = {(d["what"], d["tokens"]): d["whole_seconds"][0] for d in of_kind(observations, "samples")}
+    assert whole == pytest.approx(shortest | {("prefill", 32): 32.125e-3})  # what leaving out is worth, in a history
     assert shortest == pytest.approx({("prefill", 32): 16.125e-3, ("prefill", 16): 16.125e-3, ("decode", 4): 4.5e-3})
 
 
