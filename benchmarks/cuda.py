@@ -13,7 +13,7 @@ Steps in their order, each a command or more that is printed before it runs and 
     report     a page of all records that have timings
 
 A step that fails, or takes longer than its limit, is ended and named at the end, and the others run. After every step
-all logs and records are packed into one archive. With `--minutes M` no step runs beyond so many minutes, the page apart:
+all logs and records go into one archive. With `--minutes M` no step runs beyond so many minutes, the page apart:
 steps that no longer fit are named too, and `--only` takes them up in another call. With --dry every step runs on a CPU
 with the designed checkpoint in place of the models: it shows that the commands work, and no number of it has a meaning.
 """
