@@ -230,7 +230,7 @@ class Session(ABC):
     timed: bool = True
     """Whether the time that a call takes says anything about the backend; it does not where answers were recorded."""
     skipped_bytes: int = 0
-    """Bytes of weights that a token fed alone was spared on average, where a kernel skips what would meet zeros."""
+    """Bytes of weights that calls have left unread so far, where a kernel skips what would meet zeros."""
     skipped_operations: int = 0
     """Operations that calls have left out so far, where a kernel skips what would meet zeros; of the last layer only
     where a call feeds single tokens, since a prompt's last token alone has to meet it."""

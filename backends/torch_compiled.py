@@ -142,7 +142,7 @@ class _Compiled(Session):
 
     @property
     def skipped_bytes(self) -> int:  # type: ignore[override]
-        """What the decode step left unread, on average of the tokens so far; 0 once closed."""
+        """What calls have left unread so far; 0 once closed."""
         return self._program.skipped_bytes if self._program else 0
 
     @property

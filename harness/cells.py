@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 
@@ -103,6 +103,22 @@ class Plan:
                     yield Cell("prefill", length, B)
 
 
+class Skipped(NamedTuple):
+    """What a subject says it left out, where it would have met zeros: operations, and bytes of weights."""
+
+    operations: float = 0.0
+    bytes: float = 0.0
+
+    @classmethod
+    def so_far(cls, session: Session) -> Self:
+        """Since it was opened."""
+        return cls(session.skipped_operations, session.skipped_bytes)
+
+    def since(self, before: Self) -> "Skipped":
+        """What has come since `before`."""
+        return Skipped(*(now - then for now, then in zip(self, before, strict=True)))
+
+
 @dataclass(frozen=True)
 class Sample:
     """One timed piece of work.
@@ -111,13 +127,13 @@ class Sample:
         seconds: in all.
         tokens: seconds of every single token, where they came singly.
         joules: what the device says it used; None where it does not say.
-        skipped: operations that the subject says it left out.
+        skipped: what the subject says it left out.
     """
 
     seconds: float
     tokens: tuple[float, ...] = ()
     joules: float | None = None
-    skipped: float = 0.0
+    skipped: Skipped = Skipped()
 
 
 def sample(cell: Cell, session: Session, fed: Ids, joules: Callable[[], float] | None = None) -> Sample:
@@ -141,17 +157,17 @@ def sample(cell: Cell, session: Session, fed: Ids, joules: Callable[[], float] |
 def _prefill(cell: Cell, session: Session, fed: Ids) -> Sample:
     del cell
     session.sync()
-    skipped, start = session.skipped_operations, time.perf_counter()
+    skipped, start = Skipped.so_far(session), time.perf_counter()
     session.forward(fed, want=Want(logits="last", state=True, fetch=False))
     session.sync()
-    return Sample(time.perf_counter() - start, skipped=session.skipped_operations - skipped)
+    return Sample(time.perf_counter() - start, skipped=Skipped.so_far(session).since(skipped))
 
 
 def _decode(cell: Cell, session: Session, fed: Ids) -> Sample:
     steps = session.generate(fed[:, :1], max_new_tokens=cell.tokens + 1)
     next(steps)  # the prompt and the first token are not decoding
     session.sync()
-    skipped, stamps = session.skipped_operations, [time.perf_counter()]
+    skipped, stamps = Skipped.so_far(session), [time.perf_counter()]
     stamps.extend(time.perf_counter() for _ in steps)
     session.sync()
     seconds = time.perf_counter() - stamps[0]
@@ -160,7 +176,7 @@ def _decode(cell: Cell, session: Session, fed: Ids) -> Sample:
         raise BackendError(f"generate gave {done + 1} tokens, {cell.tokens + 1} were asked for")
     each = np.diff(stamps)
     singly = done > 2 and each.max() < 0.9 * each.sum()  # a program may answer with all of them at once
-    left_out = session.skipped_operations - skipped
+    left_out = Skipped.so_far(session).since(skipped)
     return Sample(seconds, tuple(map(float, each)) if singly else (), skipped=left_out)
 
 
@@ -205,7 +221,7 @@ def repeated(once: Callable[[], Sample], times: int) -> Sample:
         sum(one.seconds for one in found) / times,
         tuple(token for one in found for token in one.tokens),
         sum(joules) / times if joules else None,
-        sum(one.skipped for one in found) / times,
+        Skipped(*(sum(parts) / times for parts in zip(*(one.skipped for one in found), strict=True))),
     )
 
 

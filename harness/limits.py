@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from backends.errors import BackendError
 from harness import statistics
-from harness.cells import Cell, Sample
+from harness.cells import Cell, Sample, Skipped
 
 if TYPE_CHECKING:
     from backends.base import ModelFacts, Session
@@ -64,12 +64,10 @@ class Work:
     state: int
     late: int = 0
 
-    def bytes(self, cell: Cell, dtype: str, spared: int = 0) -> int:
-        """Bytes of one sample of a cell; `spared` bytes of weights need not be read for a token that is fed alone."""
+    def bytes(self, cell: Cell, dtype: str, spared: float = 0) -> float:
+        """Bytes of one sample of a cell, of whose weights `spared` need not be read."""
         passes = cell.tokens if cell.what == "decode" else 1
-        alone = cell.batch == 1 and passes == cell.tokens
-        weights = max(self.weights * BYTES[dtype] - (spared if alone else 0), 0)
-        return passes * (weights + 2 * self.state * cell.batch)
+        return max(passes * self.weights * BYTES[dtype] - spared, 0) + passes * 2 * self.state * cell.batch
 
     def operations(self, cell: Cell, spared: float = 0) -> float:
         """Operations of one sample of a cell, of which `spared` need not be done."""
@@ -109,17 +107,17 @@ class Rates:
     gemm: Mapping[str, float]
     copy: float = 0.0
 
-    def seconds(self, work: Work, cell: Cell, dtype: str, spared: tuple[int, float] = (0, 0)) -> tuple[float, str]:
+    def seconds(self, work: Work, cell: Cell, dtype: str, skipped: Skipped = Skipped()) -> tuple[float, str]:
         """The shortest time that a sample can take, and what binds it: "memory" or "arithmetic".
 
         Args:
             work: what the checkpoint asks.
             cell: what is timed.
             dtype: the subject's number format.
-            spared: what the subject declares to skip: bytes a token, operations of this sample.
+            skipped: what the subject declares to have left out of this sample.
         """
-        memory = work.bytes(cell, dtype, spared[0]) / self.read
-        arithmetic = work.operations(cell, spared[1]) / self.gemm[dtype]
+        memory = work.bytes(cell, dtype, skipped.bytes) / self.read
+        arithmetic = work.operations(cell, skipped.operations) / self.gemm[dtype]
         return (memory, "memory") if memory >= arithmetic else (arithmetic, "arithmetic")
 
 
@@ -183,7 +181,7 @@ class Limits:
         if why or not rates:
             return {"no_limit": why or f"no limits of {info.device} were probed"}
         rounds = zip(rates, samples, strict=True)
-        found = [r.seconds(self.work, cell, info.dtype, (session.skipped_bytes, s.skipped)) for r, s in rounds]
+        found = [rate.seconds(self.work, cell, info.dtype, one.skipped) for rate, one in rounds]
         bounds = [bound for _, bound in found]
         bound = max(bounds, key=bounds.count)
         if bound == "memory" and info.device == "cpu" and self.work.weights * BYTES[info.dtype] <= self.cache:

@@ -46,7 +46,7 @@ class Kernels:
         net = load(weights, dtype, str(device), kept, switches.embedding)
         ends = packed_ends(net.ends)
         net = net.with_ends(ends.ends)
-        zeros = torch.zeros(2, dtype=torch.int64, device=device)
+        zeros = torch.zeros(1, dtype=torch.int64, device=device)
         self._model = Model(weights.facts, DTYPES[dtype], device, layers, ends, zeros)
         self._stepper = Stepper(net, device, prompts=True)
         self._pool, self._why_no_graph = Pool(), ""
@@ -73,7 +73,7 @@ class Kernels:
 
     @property
     def skipped_bytes(self) -> int:
-        """Bytes of weights that a token of one row was spared on average."""
+        """Bytes of weights left unread so far, where the squared ReLU left zeros for a token of one row."""
         return self._model.spared()
 
     def run(self, ids: Tensor, state: NetState, logits: str) -> tuple[Tensor | None, NetState]:

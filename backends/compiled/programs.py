@@ -47,7 +47,7 @@ class Program(Protocol):
 
     @property
     def skipped_bytes(self) -> int:
-        """Bytes of weights that a decoded token was spared on average."""
+        """Bytes of weights left unread so far."""
 
     @property
     def skipped_operations(self) -> int:
@@ -68,8 +68,6 @@ class Program(Protocol):
 
 class Native(NativeNet):
     """The C program, described."""
-
-    skipped_bytes = 0
 
     @property
     def attention(self) -> str:

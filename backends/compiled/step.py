@@ -61,8 +61,7 @@ class Model(NamedTuple):
     """What a step reads.
 
     Attributes:
-        zeros: (2,) int64: inputs of the channel mix's value matrices that were zero and whose rows were left unread,
-            and all inputs that were looked at.
+        zeros: (1,) int64: inputs of the channel mix's value matrices that were zero, whose rows were left unread.
     """
 
     facts: ModelFacts
@@ -73,10 +72,8 @@ class Model(NamedTuple):
     zeros: Tensor
 
     def spared(self) -> int:
-        """Bytes of weights that a token was spared on average."""
-        skipped, seen = self.zeros.tolist()
-        rows = self.facts.n_layer * self.facts.n_ffn
-        return round(skipped / seen * rows) * self.facts.n_embd * self.dtype.itemsize if seen else 0
+        """Bytes of weights left unread so far."""
+        return int(self.zeros) * self.facts.n_embd * self.dtype.itemsize
 
 
 class Step:

@@ -198,13 +198,13 @@ def sparse_kernel(
     """Program (columns, part): one row times W, (F, C), over EACH of its inputs; rows of W at a zero are not read.
 
     A load that is masked off fetches nothing, and the mask covers whole rows of W. Sums go to `sums`, (parts, C);
-    `zeros` counts the rows spared and all rows, for the bench.
+    `zeros` counts the rows spared, for the bench.
     """
     c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     part, depth = tl.program_id(1), tl.arange(0, DEPTH)
     C, F = tl.multiple_of(C, 16), tl.multiple_of(F, 16)
     total = tl.zeros((DEPTH, COLUMNS), tl.float32)
-    spared, seen = tl.zeros((DEPTH,), tl.int32), tl.zeros((DEPTH,), tl.int32)
+    spared = tl.zeros((DEPTH,), tl.int32)
     for d in tl.range(0, EACH, DEPTH, num_stages=STAGES):
         f = part * EACH + d + depth
         z = tl.load(k + f, mask=f < F, other=0.0).to(tl.float32)
@@ -212,11 +212,9 @@ def sparse_kernel(
         w = tl.load(W + f.to(tl.int64)[:, None] * C + c[None, :], mask=read, other=0.0)
         total += w.to(tl.float32) * z[:, None]
         spared += ((z == 0.0) & (f < F)).to(tl.int32)
-        seen += (f < F).to(tl.int32)
     tl.store(sums + part * C + c, tl.sum(total, axis=0), mask=c < C)
     if tl.program_id(0) == 0:
         tl.atomic_add(zeros, tl.sum(spared, axis=0).to(tl.int64))
-        tl.atomic_add(zeros + 1, tl.sum(seen, axis=0).to(tl.int64))
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -25,6 +25,7 @@ def typed(instructions: str, dtype: str) -> ctypes.CDLL:
     lib.buffers_free.argtypes, lib.buffers_free.restype = [handle], None
     lib.read_memory.argtypes, lib.read_memory.restype = [handle, handle, ctypes.c_size_t], None
     lib.skipped.argtypes, lib.skipped.restype = [handle], ctypes.c_double
+    lib.unread.argtypes, lib.unread.restype = [handle], ctypes.c_double
     lib.rwkv7.argtypes = [handle, handle, *[handle] * 4, *[ctypes.c_int] * 3, handle]
     lib.wkv.argtypes, lib.wkv.restype = [handle, *[ctypes.c_int] * 4, *[handle] * 10], None
     return lib

@@ -92,6 +92,12 @@ class NativeNet:
         return [*layers, ends], model
 
     @property
+    def skipped_bytes(self) -> int:
+        """Bytes of weights left unread so far, where the squared ReLU left zeros for a single token."""
+        found: float = self._lib.unread(self._buffers)
+        return round(found)
+
+    @property
     def skipped_operations(self) -> int:
         """Operations left out so far, where the squared ReLU left zeros."""
         found: float = self._lib.skipped(self._buffers)

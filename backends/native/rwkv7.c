@@ -22,6 +22,7 @@ struct buffers {
     uint32_t *marks;     /* of `inner`, skip.h */
     _Atomic long set[2]; /* words that are not zero: of this product; of the next, 0 */
     double skipped;      /* operations left out so far, save in what the last token alone has to meet */
+    double unread;       /* bytes of weights that calls did not have to read so far */
 };
 
 /* One call. */
@@ -212,6 +213,22 @@ static void product_with_zeros(struct pool *pool, struct call *f, const struct m
     barrier(pool);
 }
 
+/* The same for a single column: every thread lists for itself which weights are needed. */
+static void product_by_list(struct pool *pool, struct call *f, const struct matmul *m) {
+    struct list list;
+    if (!list_words(m, &list)) {
+        products(pool, f, 1, m);
+        return;
+    }
+    for (int job; list_job(m, &list, job = claim(pool));) {
+        if (job != 0) continue;
+        const double spared = (double)STEP * m->rows * (m->K / STEP - list.count);
+        f->at->skipped += 2.0 * spared;
+        f->at->unread += spared * sizeof(weight);
+    }
+    barrier(pool);
+}
+
 /* x += W_o gated, x += channel mix. Without logits the last layer owes its state alone. */
 static void channel_mix(struct pool *pool, struct call *f, int layer) {
     const struct model *m = f->m;
@@ -229,6 +246,7 @@ static void channel_mix(struct pool *pool, struct call *f, int layer) {
     const struct matmul value = {C, panel_length(F), p->ffn_value, at->inner, wide, ADD, at->x, 0, 0};
     products(pool, f, 1, &key);
     if (f->M >= LONG && p->finite) product_with_zeros(pool, f, &value, layer);
+    else if (f->M == 1 && p->finite) product_by_list(pool, f, &value);
     else products(pool, f, 1, &value);
 }
 
@@ -273,6 +291,7 @@ void buffers_free(struct buffers *at) {
 }
 
 double skipped(const struct buffers *at) { return at->skipped; }
+double unread(const struct buffers *at) { return at->unread; }
 
 static void *carve(char **from, size_t bytes) {
     void *here = *from;

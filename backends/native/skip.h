@@ -1,9 +1,13 @@
 /* y = x W^T where much of x is zero, as behind a squared ReLU: what would be multiplied by zero is left out.
  *
- * Marks say which words of a column are not zero; a word holds STEP activations. NEAR words of GROUP panels are laid
- * side by side where the first-level cache keeps them for all columns of a job, and a column's sums stay in registers
- * while it goes through its marks. Sums are taken in the order of matmul.h, and a product with zero adds nothing: the
- * bits are the same, unless a weight is infinite or NaN. Matrices that hold such are not multiplied here. */
+ * Marks say which words of a column are not zero; a word holds STEP activations. Sums are taken in the order of
+ * matmul.h, and a product with zero adds nothing: the bits are the same, unless a weight is infinite or NaN. Matrices
+ * that hold such are not multiplied here.
+ *
+ * Many columns leave out arithmetic: NEAR words of GROUP panels are laid side by side where the first-level cache keeps
+ * them for all columns of a job, and a column's sums stay in registers while it goes through its marks.
+ *
+ * A single column leaves weights unread: every panel is read at its words alone. */
 #ifndef SKIP_H
 #define SKIP_H
 
@@ -17,6 +21,8 @@
 #define SPAN 128 /* columns a job, at most */
 #define GROUP 6  /* panels */
 #define NEAR 32  /* words: bits of a mark */
+#define MOST (1 << 15) /* words that a list has room for */
+#define SOON 16        /* of them: how far ahead memory is asked */
 
 /* With more words than this share, leaving out costs more than it saves. */
 INLINE int sparse(long set, long words) { return set * 8 < words * 5; }
@@ -44,6 +50,50 @@ INLINE int mark(const weight *x, int words, uint32_t *marks) {
         set += __builtin_popcount(bits);
     }
     return set;
+}
+
+/* The words of one column that are not zero. */
+struct list {
+    int count;
+    int ends[MOST * STEP / SHORT]; /* of every portion of SHORT weights: how many there are up to there */
+    uint16_t words[MOST + SOON];   /* SOON more of the last */
+};
+
+/* List them; 0 if they are too many for it to pay: what is skipped has to make up for the order, in which memory gives
+ * half of its rate. */
+static int list_words(const struct matmul *m, struct list *list) {
+    const int words_ = m->K / STEP, portion = SHORT / STEP;
+    uint32_t marks[MOST / NEAR];
+    int n = 0;
+    if (words_ > MOST || mark(m->x, words_, marks) * 8 > words_ * 3) return 0;
+    for (int i = 0; i < marks_of(m->K); i++) {
+        for (uint32_t bits = marks[i]; bits; bits &= bits - 1) list->words[n++] = i * NEAR + __builtin_ctz(bits);
+        list->ends[i * NEAR / portion] = n;
+    }
+    for (int i = 0; i < SOON; i++) list->words[n + i] = n ? list->words[n - 1] : 0;
+    list->count = n;
+    return 1;
+}
+
+/* One panel; returns 0 if there is none of that number. */
+static int list_job(const struct matmul *m, const struct list *list, int job) {
+    const int row = job * ROWS;
+    const weight *W = m->W + (size_t)row * m->K;
+    if (row >= m->rows) return 0;
+    vec total[VECTORS] = {{0}};
+    for (int p = 0, at = 0; p * SHORT < m->K; p++) {
+        vec part[VECTORS] = {{0}};
+        for (; at < list->ends[p]; at++) {
+            const int k = list->words[at] * STEP;
+            const word z = spread(m->x + k);
+            ask(W + (size_t)list->words[at + SOON] * STEP * ROWS);
+            for (int i = 0; i < VECTORS; i++) part[i] = dot(part[i], words(W + (size_t)k * ROWS + i * LANES * STEP), z);
+        }
+        for (int i = 0; i < VECTORS; i++) total[i] += part[i];
+    }
+    for (int i = 0; i < VECTORS && row + i * LANES < m->rows; i++)
+        keep(m, 0, row + i * LANES, total[i], m->rows - row - i * LANES);
+    return 1;
 }
 
 /* Some words of some panels, side by side. */

@@ -145,11 +145,27 @@ def test_what_meets_zeros_is_left_out_and_no_bit_changes(instructions: str, dtyp
     assert 2 * least * 140 / 150 <= net.skipped_operations - once <= 2 * least * 140 / 150 * 10 / 8
 
 
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize(("C", "N"), [(60, 20), (128, 64), (224, 32)])
+def test_a_single_token_leaves_weights_unread_and_no_bit_changes(
+    instructions: str, dtype: str, C: int, N: int
+) -> None:
+    net, ids = net_of(zeros_in(C, N, DTYPES[dtype]), dtype, threads=2), ids_for(75)
+    whole = run(net, ids)
+    assert net.skipped_bytes == 0  # all of a prompt's tokens together need every weight
+    operations = net.skipped_operations
+    assert equal(run(net, ids, [1] * 75), whole)
+    values = 75 * 2 * C * (3 * C + 7)
+    assert 0.75 * values <= net.skipped_bytes / DTYPES[dtype].itemsize <= 0.95 * values
+    assert net.skipped_operations - operations == 2 * net.skipped_bytes / DTYPES[dtype].itemsize
+
+
 def test_zero_times_what_is_not_finite_is_not_left_out(instructions: str) -> None:
     tensors, ids = zeros_in(64, 16, torch.float32), ids_for(100)
     tensors["blocks.1.ffn.value.weight"][:, 0] = torch.inf  # of an activation that is always zero
     net = net_of(tensors)
     assert run(net, ids)[0].isnan().all()
+    assert net.skipped_bytes == 0
     assert net.skipped_operations == pytest.approx(100 * 2 * 64 * 0.9 * 199, rel=0.1)  # the other layer's
 
 
