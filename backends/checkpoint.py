@@ -15,6 +15,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def open_checkpoint(model: str) -> Weights:
     """
     name, _, query = model.partition("?")
     if name in BUILTIN:
-        made = assemble(model, BUILTIN[name].make(_seed(model, query)), BUILTIN[name].note)
+        made = assemble(model, BUILTIN[name].make(**_options(model, query)), BUILTIN[name].note)
         return _speechless(made) if name.startswith("synthetic:") else made
     path = _existing(model)
     return assemble(model, readers.read(path or fetch(model)))
@@ -130,18 +131,18 @@ def not_finite(weights: Weights) -> list[str]:
 class _Builtin:
     """A row of `BUILTIN`: how to make the tensors, a remark for the evidence; the list's line is in `sizes.MADE`."""
 
-    def __init__(self, make: Callable[[int], Source], note: str) -> None:
+    def __init__(self, make: Callable[..., Source], note: str) -> None:
         self.make, self.note = make, note
 
 
-def _conformance(seed: int) -> Source:
+def _conformance(seed: int = 0) -> Source:
     from backends.reference import conformance
 
     return readers.in_memory(conformance.tensors(seed))
 
 
 def _conformance_of(version: str) -> _Builtin:
-    def make(seed: int) -> Source:
+    def make(seed: int = 0) -> Source:
         from backends.reference import conformance_deep, conformance_finch
 
         of = conformance_deep if version.startswith("7") else conformance_finch
@@ -153,10 +154,10 @@ def _conformance_of(version: str) -> _Builtin:
 def _synthetic(size: str) -> _Builtin:
     row = SIZES[size]
     note = "generated: official shapes, random weights" + (f" ({row.note})" if row.note else "")
-    return _Builtin(lambda seed: synthetic.source(size, seed), note)
+    return _Builtin(partial(synthetic.source, size), note)
 
 
-def _demo(seed: int) -> Source:
+def _demo(seed: int = 0) -> Source:
     from backends.demo import export
 
     if seed:
@@ -172,14 +173,29 @@ BUILTIN: dict[str, _Builtin] = {
 }
 
 
-def _seed(model: str, query: str) -> int:
-    """The one option that models made by code have."""
-    seed = "0"
+_OPTIONS: dict[str, tuple[str, Callable[[str], Any], str]] = {
+    "seed": (r"-?[0-9]{1,18}", int, "seed=N with an integer N"),
+    "zeros": (
+        r"0?\.[0-9]*[1-9]",
+        float,
+        "zeros=S with the share S, between 0 and 1, of zeros behind the squared ReLU",
+    ),
+}
+"""What stands behind a "?" -> how its value is written, read, and described."""
+
+
+def _options(model: str, query: str) -> dict[str, Any]:
+    """The options of a model that is made by code."""
+    able = list(_OPTIONS) if model.startswith("synthetic:") else ["seed"]
+    found = {}
     for part in query.split("&") if query else ():
-        key, _, seed = part.partition("=")
-        if key != "seed" or not re.fullmatch(r"-?[0-9]{1,18}", seed):
-            raise InputError(f"{model!r} has the option {part!r}; the only one is seed=N with an integer N.")
-    return int(seed)
+        key, _, value = part.partition("=")
+        if key not in able or not re.fullmatch(_OPTIONS[key][0], value):
+            known = "the only one is" if len(able) == 1 else "there are"
+            described = " and ".join(_OPTIONS[name][2] for name in able)
+            raise InputError(f"{model!r} has the option {part!r}; {known} {described}.")
+        found[key] = _OPTIONS[key][1](value)
+    return found
 
 
 def _existing(model: str) -> Path | None:

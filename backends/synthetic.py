@@ -4,11 +4,16 @@ A tensor is drawn when it is read, on the device it is read to, from (seed, name
 from an integer hash of the element's index, so every device makes bit-identical values in any order.
 The values are what RWKV needs to have activations of order 1 at any depth: dense asymmetric
 projections, low-rank pairs with outputs of order 1, and mixes that all differ.
+
+With random weights half of what comes out of the channel mix's squared ReLU is zero; training leaves fewer. Where
+kernels skip zeros that matters to speed, so that the share can be chosen: the norm in front of the channel mix gets a
+bias, which the key matrix turns into a shift of all inputs of the ReLU.
 """
 
 import hashlib
 import math
 import re
+from statistics import NormalDist
 
 import torch
 
@@ -19,22 +24,23 @@ from backends.sizes import SIZES, Size
 from backends.weights import Tensor
 
 
-def source(size: str, seed: int = 0) -> Source:
+def source(size: str, seed: int = 0, zeros: float = 0.5) -> Source:
     """An RWKV of an official size with random weights, stored as bf16.
 
     Args:
         size: a key of `SIZES`.
         seed: any integer of 64 bits or fewer.
+        zeros: share of the channel mix's inner activations that are zero, about.
 
     Raises:
         InputError: an unknown size.
     """
     if size not in SIZES:
         raise InputError(f"there is no synthetic model {size!r}; there are {', '.join(SIZES)}.")
-    return of_sizes(SIZES[size], seed)
+    return of_sizes(SIZES[size], seed, zeros=zeros)
 
 
-def of_sizes(size: Size, seed: int = 0, vocab: int = 0, head_size: int = 0) -> Source:
+def of_sizes(size: Size, seed: int = 0, vocab: int = 0, head_size: int = 0, zeros: float = 0.5) -> Source:
     """The same for any size, and another vocabulary or head size than its own."""
     N = head_size or size.N
     letters = {"V": vocab or size.V, "C": size.C, "F": _inner(size), "H": size.C // N, "N": N}
@@ -45,7 +51,7 @@ def of_sizes(size: Size, seed: int = 0, vocab: int = 0, head_size: int = 0) -> S
         for name, text, _ in layouts.shapes(size.version, size.L)
         if not name.endswith(_LEFT_OUT.get(size.version, "-"))
     }
-    return Source({name: _unread(seed, name, shape) for name, shape in shapes.items()})
+    return Source({name: _unread(seed, name, shape, zeros) for name, shape in shapes.items()})
 
 
 _RANKS = {"6": ("Rm", "Rd"), "7": ("Rw", "Ra", "Rv", "Rg")}
@@ -59,8 +65,26 @@ def _inner(size: Size) -> int:
     return int(3.5 * size.C) // 32 * 32 if size.version[0] in "56" else 4 * size.C
 
 
-def _unread(seed: int, name: str, shape: tuple[int, ...]) -> Tensor:
-    return Tensor(shape, "bf16", lambda device: draw(seed, name, shape, device))
+def _unread(seed: int, name: str, shape: tuple[int, ...], zeros: float) -> Tensor:
+    return Tensor(shape, "bf16", lambda device: draw(seed, name, shape, device, _shift(name, shape, zeros)))
+
+
+def _shift(name: str, shape: tuple[int, ...], zeros: float) -> float:
+    """What moves the centre of a tensor's draw so that a squared ReLU leaves that share of zeros.
+
+    What meets the key matrix is two thirds of a normed token's variance (the token shift averages) and the bias; its
+    rows have the length 1.
+    """
+    if zeros == 0.5:
+        return 0.0
+    if name.endswith(".ln2.bias"):
+        return _BIAS
+    if name.endswith(".ffn.key.weight"):
+        return -NormalDist(0.0, math.sqrt(2 / 3 + _BIAS**2)).inv_cdf(zeros) / (_BIAS * shape[-1])
+    return 0.0
+
+
+_BIAS = 0.5
 
 
 # Name of a tensor -> centre and half width of its uniform draw, where these are no matter of fan-in.
@@ -100,8 +124,8 @@ _BLOCK = {"cpu": 1 << 16, "cuda": 1 << 24}
 """Elements hashed at a time: what stays in a core's cache, what fills a GPU."""
 
 
-def draw(seed: int, name: str, shape: tuple[int, ...], device: str = "cpu") -> torch.Tensor:
-    """The tensor of that name: uniform, rounded to bf16, the same on every device."""
+def draw(seed: int, name: str, shape: tuple[int, ...], device: str = "cpu", shift: float = 0.0) -> torch.Tensor:
+    """The tensor of that name: uniform around its centre and `shift`, rounded to bf16, the same on every device."""
     digest = hashlib.blake2s(f"{seed}/{name}".encode()).digest()
     stride, start = _signed(digest[:4]) | 1, _signed(digest[4:8])
     centre, width = _spread(name, shape)
@@ -111,7 +135,7 @@ def draw(seed: int, name: str, shape: tuple[int, ...], device: str = "cpu") -> t
         part = flat[begin : begin + block]
         index = torch.arange(begin, begin + part.numel(), dtype=torch.int32, device=device)
         unit = _mix(index.mul_(stride).add_(start)).to(torch.float32).mul_(2.0**-31)
-        part.copy_(unit.mul_(width).add_(centre))
+        part.copy_(unit.mul_(width).add_(centre + shift))
     return flat.reshape(shape)
 
 

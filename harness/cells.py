@@ -119,6 +119,10 @@ class Skipped(NamedTuple):
         return Skipped(*(now - then for now, then in zip(self, before, strict=True)))
 
 
+NOTHING = Skipped()
+"""Left out."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """One timed piece of work.
@@ -133,7 +137,7 @@ class Sample:
     seconds: float
     tokens: tuple[float, ...] = ()
     joules: float | None = None
-    skipped: Skipped = Skipped()
+    skipped: Skipped = NOTHING
 
 
 def sample(cell: Cell, session: Session, fed: Ids, joules: Callable[[], float] | None = None) -> Sample:

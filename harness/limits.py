@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from backends.errors import BackendError
 from harness import statistics
-from harness.cells import Cell, Sample, Skipped
+from harness.cells import NOTHING, Cell, Sample, Skipped
 
 if TYPE_CHECKING:
     from backends.base import ModelFacts, Session
@@ -107,7 +107,7 @@ class Rates:
     gemm: Mapping[str, float]
     copy: float = 0.0
 
-    def seconds(self, work: Work, cell: Cell, dtype: str, skipped: Skipped = Skipped()) -> tuple[float, str]:
+    def seconds(self, work: Work, cell: Cell, dtype: str, skipped: Skipped = NOTHING) -> tuple[float, str]:
         """The shortest time that a sample can take, and what binds it: "memory" or "arithmetic".
 
         Args:

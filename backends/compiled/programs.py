@@ -155,7 +155,7 @@ def opened(weights: Weights, dtype: str, device: torch.device, switches: Switche
         why = obstacle(weights.facts, dtype)
         try:
             if not why:
-                return Native(weights, dtype, torch.get_num_threads())
+                return Native(weights, dtype, torch.get_num_threads(), switches.sparse)
         except NoProgramError as error:
             why = str(error)
     return Layers(weights, dtype, device, why, switches)

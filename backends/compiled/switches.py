@@ -1,4 +1,4 @@
-"""What can be switched where torch-compile computes on CUDA: by the environment, or behind the backend's name."""
+"""What can be switched in torch-compile: by the environment, or behind the backend's name."""
 
 import os
 from collections.abc import Mapping
@@ -18,14 +18,14 @@ VARIABLES = {
 
 @dataclass(frozen=True)
 class Switches:
-    """How a session computes on CUDA.
+    """How a session computes; all but `sparse` on CUDA alone.
 
     Attributes:
         triton: where the kernels in Triton run: "cuda"; "interpret", on a CPU too, by Triton's interpreter, for tests;
             "" nowhere.
         graph: whether a decode step is replayed as one CUDA graph.
         embedding: whether the embedding table stays in the host's memory.
-        sparse: whether rows of the channel mix that meet zeros are left unread for a single row.
+        sparse: whether weights of the channel mix that meet zeros are left out.
     """
 
     triton: str = "cuda"

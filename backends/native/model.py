@@ -27,7 +27,7 @@ _SIZES = ("L", "C", "F", "H", "N", "V", "Rw", "Ra", "Rv", "Rg")
 
 
 class _Layer(ctypes.Structure):
-    _fields_ = [*((name, ctypes.c_void_p) for name in LAYER), ("finite", ctypes.c_int64)]
+    _fields_ = [*((name, ctypes.c_void_p) for name in LAYER), ("skips", ctypes.c_int64)]
 
 
 class _Model(ctypes.Structure):
@@ -62,18 +62,18 @@ class NativeNet:
 
     grows = False
 
-    def __init__(self, weights: Weights, dtype: str, threads: int) -> None:
+    def __init__(self, weights: Weights, dtype: str, threads: int, sparse: bool = True) -> None:
         self.instructions = build.chosen()
         self._lib = typed(self.instructions, dtype)
         self._facts, self._dtype = weights.facts, DTYPES[dtype]
         self.vocabulary = weights.facts.vocab_size
         self._lock = threading.Lock()
-        self._tensors, self._model = self._read(weights, dtype)
+        self._tensors, self._model = self._read(weights, dtype, sparse)
         self._pool = self._lib.pool_new(threads)
         self._buffers = self._lib.buffers_new()
         self._free = weakref.finalize(self, _release, self._lib, self._pool, self._buffers)
 
-    def _read(self, weights: Weights, dtype: str) -> tuple[list[dict[str, Tensor]], _Model]:
+    def _read(self, weights: Weights, dtype: str, sparse: bool) -> tuple[list[dict[str, Tensor]], _Model]:
         """The weights as the program wants them, and where they are."""
         facts, get = weights.facts, Reader(weights, dtype, "cpu")
         lanes, step = self._lib.lanes(), self._lib.step()
@@ -85,7 +85,7 @@ class NativeNet:
             **{f"ln_out_{part}": get(f"ln_out.{part}").float() for part in ("weight", "bias")},
             "head": room.panels(get("head.weight"), lanes, step),
         }
-        self._structs = (_Layer * facts.n_layer)(*map(_layer, layers))
+        self._structs = (_Layer * facts.n_layer)(*(_layer(layer, sparse) for layer in layers))
         sizes = (facts.n_layer, facts.n_embd, facts.n_ffn, facts.n_head, facts.head_size, facts.vocab_size)
         ranks = (facts.ranks.get(letter, 0) for letter in "wavg")
         model = _Model(*sizes, *ranks, *map(pointer, ends.values()), self._structs)
@@ -203,9 +203,10 @@ class NativeSteps:
         return self._seen[1][:, 0].copy()
 
 
-def _layer(weights: dict[str, Tensor]) -> _Layer:
+def _layer(weights: dict[str, Tensor], sparse: bool) -> _Layer:
     """Zero times what is not finite is NaN, so that nothing may be left out there."""
-    return _Layer(*(pointer(weights.get(name)) for name in LAYER), bool(weights["ffn_value"].isfinite().all()))
+    skips = sparse and bool(weights["ffn_value"].isfinite().all())
+    return _Layer(*(pointer(weights.get(name)) for name in LAYER), skips)
 
 
 def _places(state: NetState) -> ctypes.Array[ctypes.c_void_p]:

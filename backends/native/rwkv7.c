@@ -245,8 +245,8 @@ static void channel_mix(struct pool *pool, struct call *f, int layer) {
     const struct matmul key = {F, K, p->ffn_key, at->mixed[0], padded(C), SQUARED_RELU, 0, at->inner, wide};
     const struct matmul value = {C, panel_length(F), p->ffn_value, at->inner, wide, ADD, at->x, 0, 0};
     products(pool, f, 1, &key);
-    if (f->M >= LONG && p->finite) product_with_zeros(pool, f, &value, layer);
-    else if (f->M == 1 && p->finite) product_by_list(pool, f, &value);
+    if (f->M >= LONG && p->skips) product_with_zeros(pool, f, &value, layer);
+    else if (f->M == 1 && p->skips) product_by_list(pool, f, &value);
     else products(pool, f, 1, &value);
 }
 

@@ -15,7 +15,7 @@ struct layer {
     const weight *receptance, *key, *value, *output, *w1, *a1, *v1, *g1; /* v0 v1 v2: NULL in layer 0 */
     const weight *w2, *a2, *v2, *g2;
     const weight *ffn_key, *ffn_value;
-    int64_t finite; /* whether every number of ffn_value is */
+    int64_t skips; /* whether weights of ffn_value that meet zeros may be left out: all of them are finite */
 };
 
 struct model {

@@ -147,9 +147,7 @@ def test_what_meets_zeros_is_left_out_and_no_bit_changes(instructions: str, dtyp
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 @pytest.mark.parametrize(("C", "N"), [(60, 20), (128, 64), (224, 32)])
-def test_a_single_token_leaves_weights_unread_and_no_bit_changes(
-    instructions: str, dtype: str, C: int, N: int
-) -> None:
+def test_a_single_token_leaves_weights_unread_and_no_bit_changes(instructions: str, dtype: str, C: int, N: int) -> None:
     net, ids = net_of(zeros_in(C, N, DTYPES[dtype]), dtype, threads=2), ids_for(75)
     whole = run(net, ids)
     assert net.skipped_bytes == 0  # all of a prompt's tokens together need every weight
@@ -158,6 +156,10 @@ def test_a_single_token_leaves_weights_unread_and_no_bit_changes(
     values = 75 * 2 * C * (3 * C + 7)
     assert 0.75 * values <= net.skipped_bytes / DTYPES[dtype].itemsize <= 0.95 * values
     assert net.skipped_operations - operations == 2 * net.skipped_bytes / DTYPES[dtype].itemsize
+    dense = NativeNet(as_weights(zeros_in(C, N, DTYPES[dtype])), dtype, 1, sparse=False)
+    assert equal(run(dense, ids, [1] * 75), whole)
+    assert equal(run(dense, ids), whole)
+    assert dense.skipped_bytes == dense.skipped_operations == 0
 
 
 def test_zero_times_what_is_not_finite_is_not_left_out(instructions: str) -> None:

@@ -1,6 +1,7 @@
 """Generated checkpoints: real shapes, the same values whenever and wherever they are read, sane activations."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ from backends import registry, synthetic, tokenizer
 from backends.base import Want
 from backends.checkpoint import assemble, open_checkpoint
 from backends.errors import InputError
-from backends.sizes import Size
+from backends.sizes import SIZES, Size
 from backends.weights import Weights
+from tests.backends.feeding import ids_for
 
 PARAMETERS = {
     "rwkv7-0.1b": 191_084_544,
@@ -90,6 +92,18 @@ def test_known_values() -> None:
 
 
 KNOWN = [-0.337890625, 0.796875, 0.11572265625, -0.64453125, 0.23046875, -0.53125]
+
+
+@pytest.mark.parametrize("version", ["5.2", "6", "7"])
+@pytest.mark.parametrize("zeros", [0.25, 0.5, 0.85])
+def test_the_share_of_zeros_behind_the_squared_relu_can_be_chosen(zeros: float, version: str) -> None:
+    row = next(size for size in SIZES.values() if size.version == version)
+    weights = assemble("some", synthetic.of_sizes(replace(row, L=2, C=256), vocab=512, zeros=zeros))
+    with registry.open_session(registry.parse("torch-cpu-f32"), weights) as session:
+        found = session.forward(ids_for(100, 512), want=Want(trace=("blocks.*.ffn.act",))).trace
+    assert len(found) == 2
+    for values in found.values():
+        assert (values == 0).mean() == pytest.approx(zeros, abs=0.03)
 
 
 @pytest.mark.parametrize("name", ["head.weight", "blocks.0.ffn.key.weight", "emb.weight"])
