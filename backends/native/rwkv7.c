@@ -19,7 +19,7 @@ struct buffers {
     void *memory;
     float *x, *r, *k, *v, *v_first, *w_lora, *a_lora, *v_lora, *g_lora;
     weight *mixed[6], *gated, *inner, *normed;
-    uint32_t *marks;     /* of `inner`, skip.h */
+    uint64_t *marks;     /* of `inner`, skip.h */
     _Atomic long set[2]; /* words that are not zero: of this product; of the next, 0 */
     double skipped;      /* operations left out so far, save in what the last token alone has to meet */
     double unread;       /* bytes of weights that calls did not have to read so far */
@@ -312,7 +312,7 @@ static size_t lay_out(struct buffers *at, const struct model *m, size_t M, char 
     at->gated = carve(&p, M * padded(m->C) * sizeof(weight));
     at->normed = carve(&p, M * padded(m->C) * sizeof(weight));
     at->inner = carve(&p, M * padded(m->F) * sizeof(weight));
-    at->marks = carve(&p, M * marks_of(panel_length(m->F)) * sizeof(uint32_t));
+    at->marks = carve(&p, M * marks_of(panel_length(m->F)) * sizeof(uint64_t));
     return (size_t)(p - from);
 }
 

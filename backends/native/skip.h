@@ -17,37 +17,37 @@
 #include <immintrin.h>
 #endif
 
-#define LONG 64  /* columns from which it pays: all of them meet what was fetched once */
-#define SPAN 128 /* columns a job, at most */
-#define GROUP 6  /* panels */
-#define NEAR 32  /* words: bits of a mark */
+#define LONG 64        /* columns from which it pays: all of them meet what was fetched once */
+#define SPAN 128       /* columns a job, at most */
+#define GROUP 4        /* panels */
+#define NEAR 64        /* words: bits of a mark */
 #define MOST (1 << 15) /* words that a list has room for */
 #define SOON 16        /* of them: how far ahead memory is asked */
 
 /* With more words than this share, leaving out costs more than it saves. */
-INLINE int sparse(long set, long words) { return set * 8 < words * 5; }
+INLINE int sparse(long set, long words) { return set * 16 < words * 11; }
 
 INLINE int marks_of(int K) { return (K / STEP + NEAR - 1) / NEAR; }
 
 /* Mark the words of one column; returns how many are not zero. */
-INLINE int mark(const weight *x, int words, uint32_t *marks) {
+INLINE int mark(const weight *x, int words, uint64_t *marks) {
     int set = 0;
     for (int k = 0; k < words; k += NEAR) {
-        uint32_t bits = 0;
+        uint64_t bits = 0;
 #if LANES == 16
         for (int i = 0; i < NEAR && k + i < words; i += LANES) {
             const __m512i some = (__m512i)load_n((const float *)(x + (size_t)(k + i) * STEP), words - k - i);
-            bits |= (uint32_t)_mm512_test_epi32_mask(some, some) << i;
+            bits |= (uint64_t)_mm512_test_epi32_mask(some, some) << i;
         }
 #else
         for (int i = 0; i < NEAR && k + i < words; i++) {
             uint32_t word;
             memcpy(&word, x + (size_t)(k + i) * STEP, sizeof word);
-            bits |= (uint32_t)(word != 0) << i;
+            bits |= (uint64_t)(word != 0) << i;
         }
 #endif
         marks[k / NEAR] = bits;
-        set += __builtin_popcount(bits);
+        set += __builtin_popcountll(bits);
     }
     return set;
 }
@@ -56,18 +56,18 @@ INLINE int mark(const weight *x, int words, uint32_t *marks) {
 struct list {
     int count;
     int ends[MOST * STEP / SHORT]; /* of every portion of SHORT weights: how many there are up to there */
-    uint16_t words[MOST + SOON];   /* SOON more of the last */
+    uint16_t words[MOST + SOON];  /* SOON more of the last */
 };
 
 /* List them; 0 if they are too many for it to pay: what is skipped has to make up for the order, in which memory gives
  * half of its rate. */
 static int list_words(const struct matmul *m, struct list *list) {
     const int words_ = m->K / STEP, portion = SHORT / STEP;
-    uint32_t marks[MOST / NEAR];
+    uint64_t marks[MOST / NEAR];
     int n = 0;
     if (words_ > MOST || mark(m->x, words_, marks) * 8 > words_ * 3) return 0;
     for (int i = 0; i < marks_of(m->K); i++) {
-        for (uint32_t bits = marks[i]; bits; bits &= bits - 1) list->words[n++] = i * NEAR + __builtin_ctz(bits);
+        for (uint64_t bits = marks[i]; bits; bits &= bits - 1) list->words[n++] = i * NEAR + __builtin_ctzll(bits);
         list->ends[i * NEAR / portion] = n;
     }
     for (int i = 0; i < SOON; i++) list->words[n + i] = n ? list->words[n - 1] : 0;
@@ -106,7 +106,7 @@ INLINE void collect(int panels, const struct matmul *m, int row, int word, int c
 }
 
 /* Rows from `row` on of `panels` panels for some columns; `panels` is a constant wherever this is expanded. */
-INLINE void group(int panels, const struct matmul *m, const uint32_t *marks, int row, int column, int columns) {
+INLINE void group(int panels, const struct matmul *m, const uint64_t *marks, int row, int column, int columns) {
     const int words_ = m->K / STEP, portion = SHORT / STEP, V = panels * VECTORS;
     vec part[SPAN][GROUP * VECTORS], total[SPAN][GROUP * VECTORS];
     weight W[NEAR * GROUP * ROWS * STEP] __attribute__((aligned(64)));
@@ -116,18 +116,18 @@ INLINE void group(int panels, const struct matmul *m, const uint32_t *marks, int
         for (int c = 0; c < columns; c++) {
             const weight *x = m->x + (size_t)(column + c) * m->stride + (size_t)k * STEP;
             vec *to = last ? total[c] : part[c], s[GROUP * VECTORS];
-#pragma GCC unroll 12
+#pragma GCC unroll 8
             for (int i = 0; i < V; i++) s[i] = first ? (vec){0} : part[c][i];
-            for (uint32_t bits = marks[(size_t)(column + c) * marks_of(m->K) + k / NEAR]; bits; bits &= bits - 1) {
-                const int set = __builtin_ctz(bits);
+            for (uint64_t bits = marks[(size_t)(column + c) * marks_of(m->K) + k / NEAR]; bits; bits &= bits - 1) {
+                const int set = __builtin_ctzll(bits);
                 const word z = spread(x + set * STEP);
-#pragma GCC unroll 12
+#pragma GCC unroll 8
                 for (int i = 0; i < V; i++) s[i] = dot(s[i], words(W + (set * V + i) * LANES * STEP), z);
             }
             if (last && k >= portion)
-#pragma GCC unroll 12
+#pragma GCC unroll 8
                 for (int i = 0; i < V; i++) s[i] = to[i] + s[i];
-#pragma GCC unroll 12
+#pragma GCC unroll 8
             for (int i = 0; i < V; i++) to[i] = s[i];
         }
     }
@@ -144,13 +144,13 @@ INLINE int span_of(const struct matmul *m, int columns, int threads) {
 }
 
 /* One job; returns 0 if there is none of that number. */
-static int skip_job(const struct matmul *m, const uint32_t *marks, int job, int columns, int span) {
+static int skip_job(const struct matmul *m, const uint64_t *marks, int job, int columns, int span) {
     const int spans = (columns + span - 1) / span, column = job % spans * span, row = job / spans * GROUP * ROWS;
     if (row >= m->rows) return 0;
     const int some = columns - column < span ? columns - column : span;
     switch ((m->rows - row + ROWS - 1) / ROWS) {
 #define CASE(n) case n: group(n, m, marks, row, column, some); break
-        CASE(1); CASE(2); CASE(3); CASE(4); CASE(5);
+        CASE(1); CASE(2); CASE(3);
 #undef CASE
     default: group(GROUP, m, marks, row, column, some);
     }
