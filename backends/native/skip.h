@@ -18,7 +18,7 @@
 #endif
 
 #define LONG 64        /* columns from which it pays: all of them meet what was fetched once */
-#define SPAN 128       /* columns a job, at most */
+#define SPAN 256       /* columns a job, at most */
 #define GROUP 4        /* panels */
 #define NEAR 64        /* words: bits of a mark */
 #define MOST (1 << 15) /* words that a list has room for */
@@ -105,6 +105,15 @@ INLINE void collect(int panels, const struct matmul *m, int row, int word, int c
             memcpy(out, W + (size_t)p * ROWS * m->K + k * size, size * sizeof(weight));
 }
 
+/* One column's share of asking for what is collected next, into the second-level cache. */
+INLINE void ask_share(int panels, const struct matmul *m, int row, int word, int count, int column, int columns) {
+    const int size = ROWS * STEP * sizeof(weight), lines = count * size / 64, each = (lines + columns - 1) / columns;
+    const char *W = (const char *)(m->W + (size_t)row * m->K) + (size_t)word * size;
+    for (int p = 0; p < panels; p++)
+        for (int i = column * each; i < (column + 1) * each && i < lines; i++)
+            __builtin_prefetch(W + (size_t)p * ROWS * m->K * sizeof(weight) + i * 64, 0, 2);
+}
+
 /* Rows from `row` on of `panels` panels for some columns; `panels` is a constant wherever this is expanded. */
 INLINE void group(int panels, const struct matmul *m, const uint64_t *marks, int row, int column, int columns) {
     const int words_ = m->K / STEP, portion = SHORT / STEP, V = panels * VECTORS;
@@ -113,8 +122,11 @@ INLINE void group(int panels, const struct matmul *m, const uint64_t *marks, int
     for (int k = 0; k < words_; k += NEAR) {
         const int first = k % portion == 0, last = (k + NEAR) % portion == 0 || k + NEAR >= words_;
         collect(panels, m, row, k, words_ - k < NEAR ? words_ - k : NEAR, W);
+        const int left = words_ - k - NEAR, then = left < NEAR ? left : NEAR;
         for (int c = 0; c < columns; c++) {
             const weight *x = m->x + (size_t)(column + c) * m->stride + (size_t)k * STEP;
+            for (int i = 0; i < NEAR * 4; i += 64) __builtin_prefetch((const char *)(x + m->stride) + i);
+            if (then > 0) ask_share(panels, m, row, k + NEAR, then, c, columns);
             vec *to = last ? total[c] : part[c], s[GROUP * VECTORS];
 #pragma GCC unroll 8
             for (int i = 0; i < V; i++) s[i] = first ? (vec){0} : part[c][i];
