@@ -5,7 +5,8 @@
     rwkv7-g1d-0.1b, eagle7b, ...       a release by name, from the hub (see `catalogue`)
     demo                               a small trained RWKV-7 over bytes, part of this package
     conformance[-vX][?seed=N]          the designed checkpoint of RWKV-7, or of version X (5.2, 6, 7a, 7b)
-    synthetic:rwkv7-SIZE[?seed=N]      official shapes, random weights
+    synthetic:rwkv7-SIZE[?seed=N&zeros=S]
+                                       official shapes, random weights; S: share of zeros behind the squared ReLU
 
 Opening reads names and shapes, not values. A tensor read from a memory-mapped .pth may share its
 memory with the mapping: treat what `Weights.get` returns as read-only.
@@ -176,9 +177,9 @@ BUILTIN: dict[str, _Builtin] = {
 _OPTIONS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "seed": (r"-?[0-9]{1,18}", int, "seed=N with an integer N"),
     "zeros": (
-        r"0?\.[0-9]*[1-9]",
+        r"0?\.(?!0+$)[0-9]{1,6}",
         float,
-        "zeros=S with the share S, between 0 and 1, of zeros behind the squared ReLU",
+        "zeros=S with the share S, between 0 and 1 with up to six digits, of zeros behind the squared ReLU",
     ),
 }
 """What stands behind a "?" -> how its value is written, read, and described."""

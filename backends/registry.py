@@ -150,7 +150,7 @@ _TABLE = (
         devices=("cpu", "cuda"),
         dtypes=("f32", "bf16", "f16"),
         versions=EQUATIONS[1:],
-        argument="SWITCH=VALUE[,...] for CUDA: graph=0|1, embedding=host|device, sparse=0|1",
+        argument="SWITCH=VALUE[,...]: sparse=0|1; for CUDA graph=0|1, embedding=host|device",
     ),
     Backend(
         "honest",

@@ -5,7 +5,7 @@ from an integer hash of the element's index, so every device makes bit-identical
 The values are what RWKV needs to have activations of order 1 at any depth: dense asymmetric
 projections, low-rank pairs with outputs of order 1, and mixes that all differ.
 
-With random weights half of what comes out of the channel mix's squared ReLU is zero; training leaves fewer. Where
+With random weights half of what comes out of the channel mix's squared ReLU is zero; training makes it more. Where
 kernels skip zeros that matters to speed, so that the share can be chosen: the norm in front of the channel mix gets a
 bias, which the key matrix turns into a shift of all inputs of the ReLU.
 """

@@ -40,7 +40,7 @@ def open_torch_compiled(weights: Weights, *, device: str, dtype: str, threads: i
         device: "cpu", "cuda" or "cuda:N".
         dtype: "f32", "bf16" or "f16", of weights and activations; the state is float32.
         threads: CPU threads; 0 leaves torch's own choice.
-        argument: switches for CUDA, see `compiled.switches`.
+        argument: switches, see `compiled.switches`.
 
     Raises:
         BackendError: the device cannot be used, or the number format is not served.

@@ -9,7 +9,8 @@ a GGUF that is written here. Backends named by --against are timed through their
 Every round times each subject once, in an order drawn anew, with a probe of the read bandwidth before each (the better
 of two reads). Printed are medians over rounds, and the best round; ratios are medians over samples of the same round.
 "of the probe" is the bytes that a decoded token needs (weights once, the state read and written), by its time, by what
-the probe before it read.
+the probe before it read. Weights that a kernel leaves unread where they would meet zeros are counted as read, as if
+`torch-compile:sparse=0` ran: with random weights there are none; use `python -m harness bench` for other models.
 """
 
 import argparse

@@ -120,7 +120,7 @@ class Skipped(NamedTuple):
 
 
 NOTHING = Skipped()
-"""Left out."""
+"""What a subject has left out that leaves out nothing."""
 
 
 @dataclass(frozen=True)

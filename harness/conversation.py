@@ -14,6 +14,7 @@ from backends.base import ModelFacts, Session, Tokenizer
 from backends.errors import InputError, UsageError
 from backends.prompts import SEPARATOR, template, turn
 from backends.sampling import Params, Sampler, semantics
+from backends.tokenizer import none_because
 from harness.answer import Answer, Feed, InterruptedPromptError, Limits
 
 END_OF_DOCUMENT = 0
@@ -59,8 +60,6 @@ def defaults(facts: ModelFacts, sampling: str, preset: Params | None = None) -> 
 def tokenizer_of(session: Session) -> Tokenizer:
     """The session's tokenizer, or an error in words."""
     if session.tokenizer is None:
-        from backends.tokenizer import none_because
-
         raise InputError(f"{none_because(session.info.model)}, so no text can be fed or shown.")
     return session.tokenizer
 

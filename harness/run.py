@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from backends.base import Session
 from backends.registry import open_session, parse
+from backends.tokenizer import none_because
 from harness import __version__, consult, facts, race, suite, use
 from harness.candidates import candidate
 from harness.honest import envelopes
@@ -132,8 +133,6 @@ def _start(
 def _model_notes(weights: "Weights") -> list[str]:
     if weights.facts.tokenizer:
         return []
-    from backends.tokenizer import none_because
-
     return [f"{none_because(weights.facts)}: prompts are fed as their bytes, taken modulo its size"]
 
 

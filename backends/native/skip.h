@@ -4,10 +4,10 @@
  * matmul.h, and a product with zero adds nothing: the bits are the same, unless a weight is infinite or NaN. Matrices
  * that hold such are not multiplied here.
  *
- * Many columns leave out arithmetic: NEAR words of GROUP panels are laid side by side where the first-level cache keeps
- * them for all columns of a job, and a column's sums stay in registers while it goes through its marks.
+ * Many columns leave out arithmetic: NEAR words of GROUP panels are laid side by side, 32 KiB at most, so that they stay
+ * in the nearest caches for all columns of a job, and a column's sums stay in registers while it goes through its marks.
  *
- * A single column leaves weights unread: every panel is read at its words alone. */
+ * A single column leaves weights unread: every panel is read at its words alone, where these fill cache lines. */
 #ifndef SKIP_H
 #define SKIP_H
 
@@ -21,7 +21,9 @@
 #define SPAN 256       /* columns a job, at most */
 #define GROUP 4        /* panels */
 #define NEAR 64        /* words: bits of a mark */
+#ifndef MOST
 #define MOST (1 << 15) /* words that a list has room for */
+#endif
 #define SOON 16        /* of them: how far ahead memory is asked */
 
 /* With more words than this share, leaving out costs more than it saves. */
@@ -65,7 +67,7 @@ static int list_words(const struct matmul *m, struct list *list) {
     const int words_ = m->K / STEP, portion = SHORT / STEP;
     uint64_t marks[MOST / NEAR];
     int n = 0;
-    if (words_ > MOST || mark(m->x, words_, marks) * 8 > words_ * 3) return 0;
+    if (ROWS * sizeof(word) / LANES < 64 || words_ > MOST || mark(m->x, words_, marks) * 8 > words_ * 3) return 0;
     for (int i = 0; i < marks_of(m->K); i++) {
         for (uint64_t bits = marks[i]; bits; bits &= bits - 1) list->words[n++] = i * NEAR + __builtin_ctzll(bits);
         list->ends[i * NEAR / portion] = n;

@@ -212,6 +212,8 @@ def test_tiny_trained_model() -> None:
         ("synthetic:rwkv7-0.1b?zeros=1.0", "there are seed=N with an integer N and zeros=S with the share S"),
         ("synthetic:rwkv7-0.1b?zeros=-0.5", "there are seed=N"),
         ("synthetic:rwkv7-0.1b?zeros=0", "there are seed=N"),
+        ("synthetic:rwkv7-0.1b?zeros=0.00", "there are seed=N"),
+        ("synthetic:rwkv7-0.1b?zeros=0.99999999999999999999", "with up to six digits"),
         ("conformance?seed=--5", "the only one is seed=N"),
         ("conformance?seed=1.5", "the only one is seed=N"),
         ("conformance?seed=1&fast", "has the option 'fast'"),

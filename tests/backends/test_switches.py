@@ -1,4 +1,4 @@
-"""Switches for CUDA: read from the environment and behind the backend's name; what they do on any device."""
+"""Switches: read from the environment and behind the backend's name; what they do on any device."""
 
 import numpy as np
 import pytest
